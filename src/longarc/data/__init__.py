@@ -1,0 +1,1 @@
+"""Table to checked, labelled and split examples."""

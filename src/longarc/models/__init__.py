@@ -1,0 +1,1 @@
+"""Encoders, heads and how they are opened."""

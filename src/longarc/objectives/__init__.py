@@ -1,0 +1,1 @@
+"""What a model is trained towards: losses on its logits."""

@@ -1,0 +1,1 @@
+"""From a saved run to a page and a model card."""

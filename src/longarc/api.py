@@ -1,0 +1,227 @@
+"""What Python users hold: :func:`fit`, :func:`open_run` and :class:`Run`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from longarc.data.columns import choose_columns
+from longarc.data.examples import read_examples
+from longarc.data.table import open_table
+from longarc.data.table_writer import check_writable, table_writer
+from longarc.errors import OptionError, close_matches
+from longarc.files import write_text
+from longarc.report.card import model_card
+from longarc.report.html import write_report
+from longarc.training.config import TrainConfig
+from longarc.training.evaluation import score
+from longarc.training.job import train
+from longarc.training.prediction import (
+    Predictor,
+    bfloat16_is_fast,
+    chosen_device,
+    confidence,
+    decisions,
+    probabilities,
+)
+from longarc.training.run_folder import RunFolder, open_run_folder
+from longarc.training.trainer import is_main_process
+
+if TYPE_CHECKING:
+    from longarc.data.labels import LabelSpace
+
+
+def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> Run:
+    """Train, evaluate and report a classifier on a table of texts and labels.
+
+    Args:
+        data: path or Hub id of a table, a pandas DataFrame, a ``datasets.Dataset``, or a dict of
+            columns.
+        out: run folder to write.
+        verbose: say on the terminal what happens.
+        options: the fields of :class:`TrainConfig`, e.g. ``text="body"``, ``label="topic"``,
+            ``loss="logit-adjusted"``, ``max_length=256``.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        LongarcError: input or options that cannot be used; nothing has been written then.
+
+    >>> import tempfile
+    >>> texts = ["the pump leaks oil", "oil on the pump floor", "invoice not paid",
+    ...          "please pay the invoice", "pump is noisy", "the invoice is wrong"] * 4
+    >>> table = {"text": [f"{t} {i}" for i, t in enumerate(texts)],
+    ...          "topic": ["pump", "pump", "invoice", "invoice", "pump", "invoice"] * 4}
+    >>> run = fit(table, out=tempfile.mkdtemp(), freeze=True, max_length=16, verbose=False)
+    >>> run.predict(["the invoice was paid twice"])
+    ['invoice']
+    """
+    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name in options:
+        if name not in known:
+            raise OptionError(f"fit has no option '{name}'. {close_matches(name, known)}")
+    in_memory = not isinstance(data, str | Path)
+    values: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+    }
+    name = f"<{type(data).__name__} in memory>" if in_memory else str(data)
+    config = TrainConfig(data=name, out=str(out), **values)
+    return run_training(
+        config, data=data if in_memory else None, console=Console() if verbose else None
+    )
+
+
+def run_training(config: TrainConfig, *, data: Any = None, console: Console | None = None) -> Run:
+    """The training job, then the model card and the report that read its folder."""
+    run = Run(train(config, data=data, console=console))
+    if is_main_process():
+        write_text(run.folder.model / "README.md", model_card(run.path))
+        run.report()
+    return run
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a finished run folder.
+
+    Raises :class:`RunError` that says what is missing, and how to go on with an unfinished run.
+    """
+    return Run(open_run_folder(path))
+
+
+class Run:
+    """A finished run: its figures, its model, its report.
+
+    Nothing is read before it is asked for.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.path = folder.path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """Every option of the run."""
+        return self.folder.config()
+
+    @cached_property
+    def labels(self) -> LabelSpace:
+        """The classes, in the order of the model's outputs."""
+        return self.folder.labels()
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Validation and test figures with 95 % intervals, and the baselines'.
+
+        ``run.metrics["test"]["model"]["macro_f1"]["value"]``; schema in docs/run-folder.md.
+        """
+        return self.folder.metrics()
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model with its tokenizer, ready for texts."""
+        from longarc.models.loading import load_model, load_tokenizer
+
+        device = chosen_device(self.config.device)
+        model = load_model(self.folder.model, trust_remote_code=self.config.trust_remote_code)
+        return Predictor(
+            model.to(device),  # pyright: ignore[reportArgumentType]
+            load_tokenizer(self.folder.model, trust_remote_code=self.config.trust_remote_code),
+            max_length=self.config.max_length or 0,
+            bf16=self.config.precision == "bf16" and bfloat16_is_fast(device),
+        )
+
+    def predict(self, texts: Sequence[str]) -> list[Any]:
+        """The label of each text, in order; for a multi-label run a list of labels each."""
+        logits = self._logits(texts)
+        return self.labels.decode(decisions(logits, multi_label=self.labels.multi_label))
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities (N, C), columns in the order of ``run.labels.names``.
+
+        With ``logit-adjusted`` these are probabilities under equally frequent classes.
+        """
+        return probabilities(self._logits(texts), multi_label=self.labels.multi_label)
+
+    def _logits(self, texts: Sequence[str]) -> np.ndarray:
+        if isinstance(texts, str):
+            raise OptionError("predict takes a list of texts, found one string. Use [text].")
+        return self.predictor.logits(list(texts))
+
+    def evaluate(
+        self, data: Any, *, text: str | None = None, label: str | None = None
+    ) -> dict[str, Any]:
+        """Figures of the model on another labelled table (schema ``M`` of docs/run-folder.md).
+
+        Columns are those of training unless named. Labels that training never saw count as errors
+        and are listed under ``unseen_labels``.
+        """
+        examples, _ = read_examples(
+            data,
+            text=text or self._column(data, self.config.text),
+            label=label or self._column(data, self.config.label),
+            label_separator=self.config.label_separator,
+        )
+        return score(examples, self.labels, self._logits(examples.texts))
+
+    def predict_table(
+        self,
+        data: Any,
+        out: str | Path,
+        *,
+        text: str | None = None,
+        with_probabilities: bool = True,
+        advance: Callable[[float], Any] | None = None,
+    ) -> Path:
+        """Predict a table into a CSV, TSV, JSON Lines or Parquet file, in bounded memory.
+
+        The rows keep their order and columns; added are ``prediction``, ``confidence`` and, for
+        each class, ``p(NAME)``. A column of that name in the table is refused.
+        """
+        out = check_writable(out)
+        table = open_table(data)
+        column = choose_columns(
+            table, text or self._column(table, self.config.text), need_label=False
+        ).text
+        added = ["prediction", "confidence", *(f"p({name})" for name in self.labels.names)]
+        if taken := [name for name in added if name in table.columns]:
+            raise OptionError(
+                f"{table.name} already has a column '{taken[0]}', which the prediction would "
+                "replace. Rename it first."
+            )
+        several = self.labels.multi_label
+        rows = self.predictor.batch_size * self.predictor.CHUNK
+        with table_writer(out) as write:
+            for batch in table.batches(rows):
+                texts = ["" if value is None else str(value) for value in batch[column]]
+                logits = self.predictor.logits(texts, advance)
+                chances = probabilities(logits, multi_label=several)
+                batch["prediction"] = self.labels.decode(decisions(logits, multi_label=several))
+                batch["confidence"] = confidence(chances, multi_label=several).round(6).tolist()
+                if with_probabilities:
+                    for name, values in zip(self.labels.names, chances.T, strict=True):
+                        batch[f"p({name})"] = values.round(6).tolist()
+                write(batch)
+        return out
+
+    def _column(self, source: Any, trained_on: str | None) -> str | None:
+        """The training's column where the table has it; else let it be guessed or refused."""
+        table = (
+            source
+            if hasattr(source, "columns") and hasattr(source, "batches")
+            else open_table(source)
+        )
+        return trained_on if trained_on in table.columns else None
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write ``report.html`` (or ``out``) and return its path."""
+        return write_report(self.path, Path(out) if out is not None else None)

@@ -1,0 +1,42 @@
+"""``longarc check``: what is wrong or noteworthy with a table before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from longarc.cli.parser import Parser, add_options
+from longarc.training.config import TrainConfig
+
+OPTIONS = (
+    "text", "label", "label_separator", "validation", "test", "validation_fraction",
+    "test_fraction", "limit", "model", "max_length", "seed", "trust_remote_code",
+)  # fmt: skip
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse, read, split, check, print; exit 1 when training would refuse the table."""
+    parser = Parser(
+        "check",
+        "Read a table as training would, and say what is wrong or noteworthy.",
+        "longarc check tickets.csv --text body --label topic",
+    )
+    parser.add_argument("data", type=str, help="table of texts and labels")
+    add_options(parser, OPTIONS)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    chosen = parser.parse_args(list(words))
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.data.terminal import print_check
+    from longarc.training.preparation import prepare
+    from longarc.training.progress import Reporter
+
+    quiet_libraries()
+    console = terminal(to_stderr=chosen.json)
+    options = {name: getattr(chosen, name) for name in OPTIONS}
+    config = TrainConfig(data=chosen.data, out="(none)", **options)
+    found = prepare(config, Reporter(console), refuse=False).check
+    if chosen.json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        print_check(found, console)
+    return 1 if found.errors else 0

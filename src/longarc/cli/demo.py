@@ -1,0 +1,83 @@
+"""``longarc demo``: the main job on packaged real data and a packaged model, offline."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longarc.cli.parser import Parser, shown_command
+from longarc.training.config import TrainConfig
+
+FULL: dict[str, Any] = {"limit": 3000, "max_length": 128, "epochs": 2}
+QUICK: dict[str, Any] = {"limit": 900, "max_length": 64, "epochs": 1}
+
+
+def run(words: Sequence[str]) -> int:
+    """Write the table, train on it, print the figures and what to try next."""
+    parser = Parser(
+        "demo",
+        "Which category does a licence text belong to? Fine-tunes MiniLM on licence texts with "
+        "logit adjustment for the long tail, beside the linear baseline. Nothing is downloaded.",
+        "longarc demo --quick",
+    )
+    parser.add_argument("--out", type=str, default="runs/demo", help="run folder to write")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer and shorter texts: under 90 s on 2 cores instead of under 6 minutes",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    chosen = parser.parse_args(list(words))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from longarc.api import run_training
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.data.licenses import read_licenses
+    from longarc.data.table_writer import table_writer
+    from longarc.report.terminal import print_metrics
+    from longarc.training.job import refuse_existing
+
+    quiet_libraries()
+    console = terminal(to_stderr=chosen.json)
+    table = Path(chosen.out).parent / "licences.parquet"
+    config = TrainConfig(
+        data=str(table),
+        out=chosen.out,
+        text="text",
+        label="category",
+        model="minilm",
+        loss="logit-adjusted",
+        overwrite=chosen.overwrite,
+        **(QUICK if chosen.quick else FULL),
+    )
+    refuse_existing(config)
+    console.print("reading licence texts from licensedcode-data …")
+    examples = read_licenses("category")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table_writer(table) as write:
+        write({"text": examples.texts, "category": examples.labels or []})
+    finished = run_training(config, console=console)
+    if chosen.json:
+        print(json.dumps(finished.metrics, ensure_ascii=False))
+        return 0
+    print_metrics(finished.metrics, console)
+    out = finished.path
+    console.print(
+        "\n".join(
+            [
+                "",
+                f"The report: {out / 'report.html'}. The table: {table} ({len(examples):,} texts).",
+                "Try next:",
+                "  " + shown_command("longarc", "check", table),
+                "  " + shown_command("longarc", "predict", out, table, "--out", "predicted.csv"),
+                "  " + shown_command("longarc", "train", table, "--freeze", "--out", "runs/probe"),
+                "  " + shown_command("longarc", "report", out, "runs/probe", "--out", "both.html"),
+                "  longarc train YOUR.csv --text COLUMN --label COLUMN --out runs/yours",
+            ]
+        ),
+        markup=False,
+    )
+    return 0

@@ -1,0 +1,44 @@
+"""``longarc evaluate``: figures of a run's model on another labelled table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from longarc.cli.parser import Parser
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse, predict, print the figures."""
+    parser = Parser(
+        "evaluate",
+        "Evaluate a run's model on a labelled table it has not seen.",
+        "longarc evaluate runs/tickets newer-tickets.csv",
+    )
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("data", type=str, help="table of texts and labels")
+    parser.add_argument(
+        "--text", type=str | None, default=None, help="column of texts; default: as in training"
+    )
+    parser.add_argument(
+        "--label", type=str | None, default=None, help="column of labels; default: as in training"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    chosen = parser.parse_args(list(words))
+    from longarc.api import open_run
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.report.terminal import print_metrics
+
+    quiet_libraries()
+    console = terminal(to_stderr=chosen.json)
+    figures = open_run(chosen.run).evaluate(chosen.data, text=chosen.text, label=chosen.label)
+    if chosen.json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return 0
+    print_metrics({"test": {"model": figures, "baselines": {}}}, console)
+    for label, count in figures["unseen_labels"].items():
+        console.print(
+            f"label '{label}' ({count} rows) was never seen in training; its rows count as errors",
+            markup=False,
+        )
+    return 0

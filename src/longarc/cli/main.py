@@ -1,0 +1,71 @@
+"""The command line's front door: which verb, its help, and what an error looks like."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from longarc.errors import LongarcError, close_matches
+from longarc.version import __version__
+
+VERBS = {
+    "demo": "the main job on packaged real data and a packaged pretrained model, offline",
+    "check": "what is wrong or noteworthy with a table before training",
+    "train": "a table of texts and labels becomes a trained, evaluated run",
+    "evaluate": "figures of a run's model on another labelled table",
+    "predict": "labels and probabilities for every row of a table",
+    "report": "one offline HTML page for a run, or for several side by side",
+}
+
+_EPILOG = """\
+longarc VERB --help shows the options of a verb, with an example.
+Exit status: 0 done, 1 input that cannot be used (with one message), 2 wrong usage, 130 interrupted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"longarc {__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        print(f"longarc: no verb '{verb}'. {close_matches(verb, VERBS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"longarc.cli.{verb}")
+    try:
+        return module.run(rest) or 0
+    except LongarcError as error:
+        print(f"longarc: {error}", file=sys.stderr)
+        return 130 if type(error).__name__ == "Interrupted" else 1
+    except KeyboardInterrupt:
+        print("longarc: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left; Python would complain at exit
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"longarc: {error.strerror}:{where}", file=sys.stderr)
+        return 1
+
+
+def usage() -> str:
+    """The text of ``longarc --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: longarc VERB …\n\n"
+        "Train text encoders on long documents and long-tailed labels.\n\n"
+        f"verbs:\n{verbs}\n\n{_EPILOG}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

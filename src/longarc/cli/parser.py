@@ -1,0 +1,66 @@
+"""Option parsing for every verb: jsonargparse, with close matches for what it does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+import jsonargparse
+from jsonargparse import ActionYesNo
+
+from longarc.errors import close_matches
+from longarc.training.config import TrainConfig
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A verb's options; a wrong one is answered with those that come close, and exit status 2."""
+
+    def __init__(self, verb: str, description: str, example: str):
+        super().__init__(
+            prog=f"longarc {verb}", description=description, epilog=f"example: {example}"
+        )
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print the message, with close matches for an unknown option, and exit."""
+        unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+        if unknown and unknown[1].startswith("-"):
+            known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+            message = f"no option {unknown[1]}. {near(unknown[1], known)}"
+        print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def near(option: str, known: Sequence[str]) -> str:
+    """The close matches alone: a verb has too many options to list them all in an error."""
+    guess, _, _ = close_matches(option.split("=")[0], known).partition(" Known:")
+    return guess if guess.startswith("Did you mean") else ""
+
+
+def add_options(parser: Parser, names: Sequence[str]) -> None:
+    """Add fields of TrainConfig as options, with their types, defaults and help."""
+    types = get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in names:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        text = field.metadata["help"]
+        if types[field.name] is bool:
+            yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
+            parser.add_argument(flag, action=yes_no, default=default, help=text)
+        else:
+            parser.add_argument(flag, type=types[field.name], default=default, help=text)
+
+
+def shown_command(*words: object) -> str:
+    """A command line a user can paste.
+
+    >>> shown_command("longarc", "report", "runs/my run")
+    "longarc report 'runs/my run'"
+    """
+    return shlex.join(str(word) for word in words)

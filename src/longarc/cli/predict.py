@@ -1,0 +1,60 @@
+"""``longarc predict``: labels and probabilities for every row of a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from longarc.cli.parser import Parser
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse, predict in a stream, say where the file lies."""
+    parser = Parser(
+        "predict",
+        "Predict every row of a table, in order and in bounded memory. The output has the table's "
+        "columns and prediction, confidence and p(NAME) for each class.",
+        "longarc predict runs/tickets inbox.csv --out predicted.csv",
+    )
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("data", type=str, help="table of texts")
+    parser.add_argument(
+        "--out", type=str, required=True, help="file to write: .csv, .tsv, .jsonl or .parquet"
+    )
+    parser.add_argument(
+        "--text", type=str | None, default=None, help="column of texts; default: as in training"
+    )
+    parser.add_argument(
+        "--no-probabilities", action="store_true", help="leave out the p(NAME) columns"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print rows and path as JSON")
+    chosen = parser.parse_args(list(words))
+    from pathlib import Path
+
+    from longarc.api import open_run
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.errors import OptionError
+    from longarc.training.progress import Reporter
+
+    quiet_libraries()
+    if Path(chosen.out).exists() and not chosen.overwrite:
+        raise OptionError(
+            f"{chosen.out} exists. Name another file, or replace it with --overwrite."
+        )
+    console = terminal(to_stderr=chosen.json)
+    opened = open_run(chosen.run)
+    with Reporter(console).task("predicting") as advance:
+        path = opened.predict_table(
+            chosen.data,
+            chosen.out,
+            text=chosen.text,
+            with_probabilities=not chosen.no_probabilities,
+            advance=advance,
+        )
+    rows = int(advance.done)
+    if chosen.json:
+        print(json.dumps({"rows": rows, "path": str(path)}, ensure_ascii=False))
+    else:
+        console.print(f"{rows:,} rows predicted: {path}", markup=False)
+    return 0

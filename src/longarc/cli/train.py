@@ -1,0 +1,80 @@
+"""``longarc train``: a table of texts and labels becomes a trained, evaluated run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from longarc.cli.parser import Parser, add_options, shown_command
+from longarc.training.config import TrainConfig
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse, train, print the figures."""
+    options = _parse(words)
+    from longarc.api import run_training
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.report.terminal import print_metrics
+    from longarc.training.trainer import is_main_process
+
+    quiet_libraries()
+    as_json = options.pop("json")
+    console = terminal(to_stderr=as_json)
+    finished = run_training(TrainConfig(**options), console=console)
+    if not is_main_process():
+        return 0
+    if as_json:
+        print(json.dumps(finished.metrics, ensure_ascii=False))
+        return 0
+    print_metrics(finished.metrics, console)
+    console.print(f"report   {finished.path / 'report.html'}", highlight=False)
+    command = shown_command(
+        "longarc", "predict", finished.path, "NEW.csv", "--out", "predicted.csv"
+    )
+    console.print(f"predict  {command}", highlight=False)
+    return 0
+
+
+def _parse(words: Sequence[str]) -> dict:
+    parser = Parser(
+        "train",
+        "Train, evaluate and report a text classifier.",
+        "longarc train tickets.csv --text body --label topic --loss logit-adjusted "
+        "--out runs/tickets",
+    )
+    parser.add_argument("data", type=str | None, default=None, nargs="?", help=_help("data"))
+    parser.add_argument(
+        "--config", action="config", help="YAML file of options; a run's config.yaml repeats it"
+    )
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "data"]
+    add_options(parser, names)
+    # A run's config.yaml also says where it came from; the options are read past it.
+    parser.add_argument("--provenance", type=dict | None, default=None, help="ignored")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    chosen = parser.parse_args(_with_saved_config(list(words)))
+    options = {name: getattr(chosen, name) for name in [*names, "data"]} | {"json": chosen.json}
+    if not options["data"]:
+        parser.error("no DATA: name a table to train on, or --config FILE of an earlier run")
+    if not options["out"]:
+        parser.error("no --out: name a folder for the run, e.g. --out runs/tickets")
+    return options
+
+
+def _with_saved_config(words: list[str]) -> list[str]:
+    """``--resume --out RUN`` alone goes on with the options the run was started with."""
+    if "--resume" not in words or any(word.split("=")[0] == "--config" for word in words):
+        return words
+    for i, word in enumerate(words):
+        out = word.partition("=")[2] if word.startswith("--out=") else None
+        if word == "--out" and i + 1 < len(words):
+            out = words[i + 1]
+        if out and (saved := Path(out).expanduser() / "config.yaml").is_file():
+            return ["--config", str(saved), *words]
+    return words
+
+
+def _help(name: str) -> str:
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    return fields[name].metadata["help"]

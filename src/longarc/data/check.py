@@ -1,0 +1,320 @@
+"""What is wrong or noteworthy about the splits before a model is trained on them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from longarc.data.examples import Examples
+from longarc.data.labels import LabelSpace
+from longarc.data.lengths import MEASURED_CHARACTERS, measure, summarise
+from longarc.data.splits import Splits
+from longarc.errors import DataError
+
+Level = Literal["error", "warning", "note"]
+
+_ROWS_SHOWN = 10
+_TRUNCATION_WARNING = 0.10  # share of tokens lost from which it is more than a note
+_IMBALANCE = 100  # times as many examples of the largest class as of the smallest
+_MAJORITY = 0.9
+_LENGTH_SAMPLE = 50_000_000  # characters, about ten seconds of tokenising
+
+# UTF-8 that was read as Windows-1252 and written again: two characters for é, three for quotes.
+# Also the mark that decoders leave for what they could not read.
+_C1 = "\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+_BROKEN = re.compile(f"\ufffd|[ÂÃ][{_C1}]|â[€‚„†]?[{_C1}][{_C1}]|ï»¿")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: ``count`` of it, and the first few ``examples`` as rows of the user's file.
+
+    ``code`` is stable, for programs; ``message`` says what it means and what to do.
+    """
+
+    level: Level
+    code: str
+    message: str
+    count: int
+    examples: list[int]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Rows of each split, findings, lengths in tokens (None without a tokenizer), the classes."""
+
+    rows: dict[str, int]
+    findings: list[Finding]
+    lengths: dict[str, Any] | None
+    labels: LabelSpace
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Findings that make training or its figures pointless."""
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``check.json`` holds."""
+        groups = self.labels.groups
+        return {
+            "rows": self.rows,
+            "findings": [vars(finding) for finding in self.findings],
+            "lengths": self.lengths,
+            "classes": {
+                "count": len(groups),
+                **{group: groups.count(group) for group in ("head", "mid", "tail")},
+            },
+            "labels": self.labels.to_dict()["labels"],
+        }
+
+
+def check_splits(
+    splits: Splits, space: LabelSpace, *, tokenizer: Any = None, max_length: int | None = None
+) -> CheckResult:
+    """Look for what spoils training or its figures.
+
+    Args:
+        splits: what will be trained on and measured with.
+        space: of the training split.
+        tokenizer: a transformers tokenizer; without one lengths are not measured.
+        max_length: tokens the model will see of a document; by default the tokenizer's limit.
+
+    Raises:
+        DataError: there is no text at all.
+
+    >>> from longarc.data.splits import make_splits
+    >>> labels = ["a", "b"] * 10
+    >>> examples = Examples("t.csv", [f"n {i}" for i in range(19)] + [""], labels, [*range(1, 21)])
+    >>> splits = make_splits(examples)
+    >>> result = check_splits(splits, LabelSpace.from_labels(splits.train.labels))
+    >>> [(finding.code, finding.examples) for finding in result.findings]
+    [('empty-text', [20])]
+    """
+    named = splits.items()
+    if not any(text.strip() for _, examples in named for text in examples.texts):
+        raise DataError(
+            f"All {sum(len(e) for _, e in named)} texts of {splits.train.source} are empty. Is it "
+            "the right text column?"
+        )
+    findings = [*_texts(named), *_repeats(splits), *_leaks(splits), *_classes(splits, space)]
+    lengths = None
+    if tokenizer is not None:
+        if max_length is None and tokenizer.model_max_length < 10**9:  # a huge one means no limit
+            max_length = int(tokenizer.model_max_length)
+        lengths, found = _lengths(named, tokenizer, max_length)
+        findings += found
+    order = ("error", "warning", "note")
+    findings.sort(key=lambda finding: order.index(finding.level))
+    return CheckResult({name: len(e) for name, e in named}, findings, lengths, space)
+
+
+def _per_file(named: Sequence[tuple[str, Examples]]) -> Iterator[tuple[str, list[int], list[str]]]:
+    """A suffix for messages, rows and texts for each file: rows only mean something in theirs."""
+    sources = list(dict.fromkeys(examples.source for _, examples in named))
+    for source in sources:
+        pairs = sorted(
+            pair
+            for _, e in named
+            if e.source == source
+            for pair in zip(e.rows, e.texts, strict=True)
+        )
+        where = f" in {source}" if len(sources) > 1 else ""
+        yield where, [row for row, _ in pairs], [text for _, text in pairs]
+
+
+def _texts(named: Sequence[tuple[str, Examples]]) -> Iterator[Finding]:
+    for where, rows, texts in _per_file(named):
+        kinds: list[tuple[Level, str, str, Iterable[bool]]] = [
+            ("warning", "empty-text", "empty texts: remove them, or fill them in",
+             (not text.strip() for text in texts)),
+            ("warning", "broken-encoding",
+             "texts with broken characters (such as Ã© or \ufffd): the file was decoded wrongly "
+             "before; export it again as UTF-8",
+             (not text.isascii() and _BROKEN.search(text) is not None for text in texts)),
+            ("note", "control-characters",
+             "texts with control characters, which tokenizers drop",
+             (_CONTROL.search(text) is not None for text in texts)),
+            ("note", "long-text",
+             f"texts of over {MEASURED_CHARACTERS:,} characters: are they single documents?",
+             (len(text) > MEASURED_CHARACTERS for text in texts)),
+        ]  # fmt: skip
+        for level, code, message, flags in kinds:
+            if found := [row for row, flag in zip(rows, flags, strict=True) if flag]:
+                yield _finding(level, code, f"{len(found):,} {message}", found, where)
+
+
+def _repeats(splits: Splits) -> Iterator[Finding]:
+    train = splits.train
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    labels_of: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for row, text, label in zip(train.rows, train.texts, train.labels or [], strict=True):
+        if key := text.strip():
+            rows_of[key].append(row)
+            labels_of[key].add((label,) if isinstance(label, str) else tuple(sorted(label)))
+    repeated = sorted(row for rows in rows_of.values() for row in rows[1:])
+    if repeated:
+        yield _finding(
+            "note",
+            "duplicate-text",
+            f"{len(repeated):,} training texts repeat an earlier one; they count double",
+            repeated,
+        )
+    conflicts = [text for text, labels in labels_of.items() if len(labels) > 1]
+    if conflicts:
+        first = " and ".join(", ".join(names) for names in sorted(labels_of[conflicts[0]])[:2])
+        yield _finding(
+            "warning",
+            "conflicting-labels",
+            f"{len(conflicts):,} training texts occur with different labels (such as {first}): no "
+            "model can learn both; decide for one, or use several labels",
+            sorted(row for text in conflicts for row in rows_of[text]),
+            count=len(conflicts),
+        )
+
+
+def _leaks(splits: Splits) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for name, examples in splits.items():
+        leaked: dict[str, list[int]] = defaultdict(list)
+        for row, text in zip(examples.rows, examples.texts, strict=True):
+            key = text.strip()
+            other = seen.setdefault(key, name)
+            if other != name and key:
+                leaked[other].append(row)
+        for other, rows in leaked.items():
+            most = other == "train" and len(rows) > len(examples) / 2
+            yield _finding(
+                "error" if most else "warning",
+                "leak",
+                f"{len(rows):,} of {len(examples):,} {name} texts are also in {other}: figures on "
+                f"{name} will look too good; remove them from one side",
+                rows,
+                f" in {examples.source}",
+            )
+
+
+def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
+    for name, examples in splits.items()[1:]:
+        labels = examples.labels or []
+        if unseen := space.unseen(labels):
+            known = [
+                any(n in space.index for n in ([label] if isinstance(label, str) else label))
+                for label in labels
+            ]
+            rows = [
+                row
+                for row, label in zip(examples.rows, labels, strict=True)
+                if any(n in unseen for n in ([label] if isinstance(label, str) else label))
+            ]
+            yield _finding(
+                "warning" if any(known) else "error",
+                "unseen-label",
+                f"{sum(unseen.values()):,} {name} labels never occur in training "
+                f"({_some(list(unseen))}): they cannot be predicted and count as errors",
+                rows,
+                f" in {examples.source}",
+                count=sum(unseen.values()),
+            )
+        absent = len(space) - len(set(_flat(labels)) & set(space.names))
+        if absent:
+            yield Finding(
+                "note",
+                f"class-not-in-{name}",
+                f"{absent} of {len(space)} classes have no {name} text, so nothing is known of "
+                "how well they are recognised",
+                absent,
+                [],
+            )
+    rare = {name for name, count in zip(space.names, space.counts, strict=True) if count <= 2}
+    if rare:
+        pairs = zip(splits.train.rows, splits.train.labels or [], strict=True)
+        rows = [row for row, label in pairs if not rare.isdisjoint(_flat([label]))]
+        yield _finding(
+            "warning",
+            "rare-class",
+            f"{len(rare)} of {len(space)} classes have only 1 or 2 training texts "
+            f"({_some(sorted(rare))}): add examples, or merge classes",
+            rows,
+            count=len(rare),
+        )
+    ratio = space.counts[0] / space.counts[-1]
+    share = space.counts[0] / len(splits.train)
+    if ratio >= _IMBALANCE or share >= _MAJORITY:
+        advice = (
+            f"always predicting {space.names[0]} would have an accuracy of {share:.0%}: go by "
+            "balanced accuracy and macro-F1"
+            if share >= _MAJORITY and not space.multi_label
+            else "a loss for long tails, such as logit-adjusted, helps the rare classes"
+        )
+        yield Finding(
+            "note",
+            "imbalance",
+            f"{space.names[0]} has {space.counts[0]:,} training texts and {space.names[-1]} "
+            f"{space.counts[-1]:,}; {advice}",
+            round(ratio),
+            [],
+        )
+
+
+def _lengths(
+    named: Sequence[tuple[str, Examples]], tokenizer: Any, max_length: int | None
+) -> tuple[dict[str, Any], list[Finding]]:
+    sized = [(text, row) for _, e in named for text, row in zip(e.texts, e.rows, strict=True)]
+    order = np.random.default_rng(0).permutation(len(sized)).tolist()
+    sizes = np.cumsum([min(len(sized[i][0]), MEASURED_CHARACTERS) for i in order])
+    chosen = sorted(order[: int(np.searchsorted(sizes, _LENGTH_SAMPLE)) + 1])
+    measured = measure([sized[i][0] for i in chosen], tokenizer)
+    summary = summarise([length for length, _ in measured], max_length)
+    findings = []
+    if max_length is not None:
+        cut = [sized[i][1] for i, (n, _) in zip(chosen, measured, strict=True) if n > max_length]
+        lost = summary["truncated_tokens"]
+        sample = "" if len(chosen) == len(sized) else f" (of a sample of {len(chosen):,} texts)"
+        message = (
+            f"at {max_length:,} tokens {summary['truncated_documents']:.1%} of the texts are cut, "
+            f"and {lost:.1%} of all tokens are lost{sample}"
+        )
+        if lost > _TRUNCATION_WARNING:
+            message += "; a larger --max-length keeps more"
+        level: Level = "warning" if lost > _TRUNCATION_WARNING else "note"
+        findings.append(Finding(level, "truncation", message, len(cut), sorted(cut)[:_ROWS_SHOWN]))
+    unknown = [sized[i][1] for i, (_, share) in zip(chosen, measured, strict=True) if share > 0.5]
+    if unknown:
+        findings.append(
+            _finding(
+                "warning",
+                "unknown-script",
+                f"{len(unknown):,} texts are mostly unknown to the tokenizer: their script is not "
+                "in its vocabulary; choose a multilingual model",
+                sorted(unknown),
+            )
+        )
+    return summary, findings
+
+
+def _finding(
+    level: Level,
+    code: str,
+    message: str,
+    rows: list[int],
+    where: str = "",
+    count: int | None = None,
+) -> Finding:
+    rows_shown = ", ".join(map(str, rows[:3])) + (", …" if len(rows) > 3 else "")
+    message = f"{message} (rows {rows_shown}{where})"
+    return Finding(level, code, message, len(rows) if count is None else count, rows[:_ROWS_SHOWN])
+
+
+def _flat(labels: Iterable[str | list[str]]) -> Iterator[str]:
+    for label in labels:
+        yield from [label] if isinstance(label, str) else label
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

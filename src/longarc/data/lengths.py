@@ -1,0 +1,103 @@
+"""How long documents are in tokens, and how much of them a maximum length cuts off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+# A document of ten million characters would take a minute to count. The rest of it is like its
+# beginning, near enough for a statistic.
+MEASURED_CHARACTERS = 1_000_000
+_BATCH_CHARACTERS = 1_000_000
+_BATCH_DOCUMENTS = 512
+
+
+def token_lengths(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """Tokens of each text, special ones included, nothing cut off.
+
+    The count of a text beyond 1,000,000 characters is extrapolated from its first 1,000,000.
+
+    Args:
+        texts: n texts.
+        tokenizer: any transformers tokenizer (a fast one, for speed).
+    """
+    return [length for length, _ in measure(texts, tokenizer)]
+
+
+def measure(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, float]]:
+    """For each text its tokens, as ``token_lengths``, and the share of them that are unknown."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    measured = []
+    for batch in _batches(texts):
+        cut = [text[:MEASURED_CHARACTERS] for text in batch]
+        # verbose=False: the warning about texts beyond the model's length is what this is about.
+        encoded = tokenizer(
+            cut,
+            add_special_tokens=True,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        for text, part, ids in zip(batch, cut, encoded, strict=True):
+            length = len(ids)
+            share = ids.count(unknown) / max(length, 1) if unknown is not None else 0.0
+            if len(text) > len(part):
+                length = round(length * len(text) / len(part))
+            measured.append((length, share))
+    return measured
+
+
+def summarise(lengths: Sequence[int], max_length: int | None) -> dict[str, Any]:
+    """Lengths as ``check.json`` has them: quantiles, histogram, shares cut off by ``max_length``.
+
+    >>> summary = summarise([10, 20, 40], max_length=20)
+    >>> summary["quantiles"], summary["histogram"]
+    ({'50': 20, '90': 36, '99': 40, '100': 40},
+     [{'low': 0, 'high': 32, 'count': 2}, {'low': 32, 'high': 64, 'count': 1}])
+    >>> round(summary["truncated_documents"], 3), round(summary["truncated_tokens"], 3)
+    (0.333, 0.286)
+    """
+    found = np.asarray(lengths, dtype=np.int64)
+    edges = _edges(int(found.max()))
+    counts = np.histogram(found, bins=edges)[0].tolist()
+    limit = int(found.max()) if max_length is None else max_length
+    lost = np.maximum(found - limit, 0)
+    return {
+        "max_length": max_length,
+        "quantiles": {
+            str(q): round(value)
+            for q, value in zip(
+                (50, 90, 99, 100), np.percentile(found, (50, 90, 99, 100)).tolist(), strict=True
+            )
+        },
+        "histogram": [
+            {"low": low, "high": high, "count": count}
+            for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        ],
+        "truncated_documents": float((lost > 0).mean()),
+        "truncated_tokens": float(lost.sum() / max(found.sum(), 1)),
+    }
+
+
+def _edges(longest: int) -> list[int]:
+    """Edges 0, 32, 64, 96, 128, 192, 256, 384, …: two bins a doubling, usual limits on an edge."""
+    edges = [0, 32, 64]
+    while edges[-1] <= longest:  # a bin holds low ≤ length < high, so the longest lies below
+        edges.append(edges[-1] * 3 // 2 if len(edges) % 2 else edges[-1] * 4 // 3)
+    return edges
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += min(len(text), MEASURED_CHARACTERS)
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,180 @@
+"""Open a table wherever it is, and read it in batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longarc.data.columnar import read_columns, read_dataset, read_frame, read_parquet
+from longarc.data.delimited import read_delimited
+from longarc.data.json_lines import read_json_lines
+from longarc.errors import DataError, OptionError, close_matches
+
+_KINDS = {
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".jsonl": "JSON Lines",
+    ".ndjson": "JSON Lines",
+    ".json": "JSON Lines",
+    ".parquet": "Parquet",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns, read in batches so that memory stays bounded.
+
+    ``name`` is for messages; ``notes`` are sentences about how the source was understood (its
+    delimiter, its split) to print to the user.
+
+    >>> table = open_table({"text": ["a", "b", "c"], "label": ["x", "y", "x"]})
+    >>> table.columns
+    ['text', 'label']
+    >>> list(table.batches(rows=2, columns=["label"]))
+    [{'label': ['x', 'y']}, {'label': ['x']}]
+    """
+
+    name: str
+    columns: list[str]
+    reader: Callable[[int, list[str]], Iterator[dict[str, list[Any]]]] = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+
+    def batches(
+        self, rows: int = 1024, columns: list[str] | None = None
+    ) -> Iterator[dict[str, list[Any]]]:
+        """Read from the start: dicts from column names to ``rows`` Python values (the last: fewer).
+
+        ``columns`` (default: all) limits what is read, which is much faster where a table has
+        columns that are not needed.
+        """
+        return self.reader(rows, self.columns if columns is None else columns)
+
+
+def open_table(source: Any, *, split: str | None = None) -> Table:
+    """Open a table.
+
+    Args:
+        source: a path to CSV, TSV, JSON Lines (each plain or gzip-compressed) or Parquet; a folder
+            that `datasets` saved (``save_to_disk``); the Hugging Face Hub id ``owner/name`` of a
+            data set, where no such path exists; a pandas DataFrame; a `datasets.Dataset` or
+            `DatasetDict`; a dict of columns; or a Table, which is returned.
+        split: of a data set with several splits, which; by default ``train``.
+
+    Raises:
+        DataError: the source is missing, empty, of an unknown kind, or not readable as a table.
+            Faults further down in a file are raised while it is read.
+        OptionError: ``split`` names a split that the source does not have.
+    """
+    if isinstance(source, Table):
+        return source
+    if isinstance(source, str | Path):
+        return _open_path(str(source), split)
+    package, name = type(source).__module__.partition(".")[0], type(source).__name__
+    if package == "datasets":
+        return _table(name, read_dataset(source, split, name))
+    if split is not None:
+        raise OptionError(f"A {name} has no splits, so {split!r} cannot be chosen. Leave it out.")
+    if package == "pandas" and name == "DataFrame":
+        return _table(name, read_frame(source, name))
+    if isinstance(source, Mapping):
+        return _table("dict", read_columns(source, "dict"))
+    raise DataError(
+        f"A {name} is not a table. Expected a path, a pandas DataFrame, a datasets.Dataset or a "
+        "dict of columns."
+    )
+
+
+def _table(name: str, parts: tuple[list[str], Callable[..., Any], list[str]]) -> Table:
+    columns, reader, notes = parts
+    return Table(name, columns, reader, notes)
+
+
+def _open_path(source: str, split: str | None) -> Table:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path, split)
+    if not path.exists():
+        if (
+            re.fullmatch(r"[\w.-]+/[\w.-]+", source)
+            and not _suffix(path)
+            and not path.parent.is_dir()
+        ):
+            return _open_hub(source, split)
+        raise _missing(path)
+    if split is not None:
+        raise OptionError(f"{path} is one file, so split {split!r} cannot be chosen. Leave it out.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty. Expected a table with a header and at least one row.")
+    suffix = _suffix(path)
+    match _KINDS.get(suffix):
+        case "CSV":
+            return _table(str(path), read_delimited(path, ","))
+        case "TSV":
+            return _table(str(path), read_delimited(path, "\t"))
+        case "JSON Lines":
+            return _table(str(path), read_json_lines(path))
+        case "Parquet":
+            return _table(str(path), read_parquet(path))
+    raise DataError(
+        f"{path} has the extension {Path(path.name.removesuffix('.gz')).suffix or '(none)'}, which "
+        f"says no known kind of table. Expected one of {', '.join(_KINDS)} (.gz may follow): save "
+        "the table as one of these, or rename it."
+    )
+
+
+def _suffix(path: Path) -> str:
+    """The extension of a known kind of table in lower case, else an empty string."""
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    return suffix if suffix in _KINDS else ""
+
+
+def _tables_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if _suffix(file))[:20]
+
+
+def _missing(path: Path) -> DataError:
+    if not path.parent.is_dir():
+        return DataError(f"{path} does not exist, nor does the folder {path.parent}.")
+    there = _tables_in(path.parent)
+    help_ = close_matches(path.name, there) if there else "There are no tables in that folder."
+    return DataError(f"{path} does not exist. {help_}")
+
+
+def _open_folder(path: Path, split: str | None) -> Table:
+    if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        there = _tables_in(path)
+        raise DataError(
+            f"{path} is a folder, but not one that datasets' save_to_disk wrote (no state.json or "
+            f"dataset_dict.json). Name a file{': ' + ', '.join(there) if there else ''}."
+        )
+    from datasets import load_from_disk
+
+    try:
+        dataset = load_from_disk(str(path))
+    except Exception as error:  # datasets and pyarrow raise many kinds for a damaged folder
+        raise DataError(
+            f"{path} cannot be read as a data set ({type(error).__name__}: {_first_line(error)}). "
+            "Save it again with save_to_disk."
+        ) from error
+    return _table(str(path), read_dataset(dataset, split, str(path)))
+
+
+def _open_hub(source: str, split: str | None) -> Table:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(source)
+    except Exception as error:  # network, permission, missing: the Hub client has a kind for each
+        raise DataError(
+            f"{source} is no file or folder here, and could not be loaded from the Hugging Face "
+            f"Hub either ({type(error).__name__}: {_first_line(error)}). Check the spelling and "
+            "the connection, or give a file."
+        ) from error
+    return _table(source, read_dataset(dataset, split, source))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

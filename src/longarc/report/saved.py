@@ -1,0 +1,192 @@
+"""A run folder as the report reads it: every file checked, whatever is optional allowed to lack."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longarc.data.labels import LabelSpace
+from longarc.errors import RunError
+from longarc.training.run_folder import open_run_folder
+
+SPLITS = ("test", "validation")
+"""The evaluated splits, the one that counts first."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run folder says, as plain Python values.
+
+    ``check`` is None, ``log`` and ``predictions`` are empty where the folder has no such file.
+    ``predictions`` leaves the probabilities in the file: no page shows them.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    space: LabelSpace
+    metrics: dict[str, Any]
+    check: dict[str, Any] | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name or str(self.folder)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the run came from; empty if the configuration does not say."""
+        return _as_dict(self.config.get("provenance"))
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that the model was evaluated on, ``test`` first."""
+        return [split for split in SPLITS if split in self.metrics]
+
+    def systems(self, split: str) -> dict[str, dict[str, Any]]:
+        """The model's metrics under ``model``, then those of each baseline under its name."""
+        return systems(self.metrics[split])
+
+    def group_sizes(self) -> dict[str, int]:
+        """Number of classes in the head, the middle and the tail."""
+        return {group: self.space.groups.count(group) for group in ("head", "mid", "tail")}
+
+    def rows(self) -> dict[str, int]:
+        """Number of documents by split, as far as the folder tells."""
+        known = _as_dict(_as_dict(self.check).get("rows"))
+        evaluated = {s: self.metrics[s]["model"].get("n") for s in reversed(self.splits)}
+        both = {**evaluated, **known}
+        order = [s for s in ("train", "validation", "test") if s in both]
+        return {split: int(both[split]) for split in order if is_number(both[split])}
+
+
+def systems(split: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Metrics by system from one split of ``metrics.json``: the model first, then the baselines.
+
+    >>> list(systems({"model": {"n": 2}, "baselines": {"tfidf-svm": {"n": 2}}}))
+    ['model', 'tfidf-svm']
+    """
+    return {"model": split["model"], **(split.get("baselines") or {})}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number (a training loss may be NaN).
+
+    >>> [is_number(value) for value in (0.5, 3, None, float("nan"), True, "0.5")]
+    [True, True, False, False, False, False]
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_run(folder: str | Path) -> SavedRun:
+    """Read a run folder written by ``longarc train``.
+
+    ``config.yaml``, ``labels.json`` and ``metrics.json`` have to be there; the other files may be
+    missing. Raises ``RunError`` if the folder or a needed file is missing or damaged.
+    """
+    import yaml
+
+    folder = open_run_folder(folder, complete=False).path
+    if not (folder / "metrics.json").is_file():
+        raise RunError(
+            f"{folder} has no metrics.json: its training has not ended. Go on with:"
+            f" longarc train --config {shlex.quote(str(folder / 'config.yaml'))} --resume"
+        )
+    config_text = _read_text(folder / "config.yaml")
+    try:
+        config = yaml.safe_load(config_text)
+    except yaml.YAMLError as error:
+        raise _damaged(folder / "config.yaml", f"not valid YAML ({error})") from None
+    if not isinstance(config, dict):
+        raise _damaged(folder / "config.yaml", "expected a mapping of options")
+    space = LabelSpace.load(folder / "labels.json")
+
+    metrics = _read_json(folder / "metrics.json")
+    evaluated = [split for split in SPLITS if split in metrics]
+    if not evaluated:
+        raise _damaged(folder / "metrics.json", "it has neither a `validation` nor a `test` entry")
+    for split in evaluated:
+        for name, measured in systems({"model": None, **_as_dict(metrics[split])}).items():
+            if not isinstance(measured, dict):
+                raise _damaged(
+                    folder / "metrics.json", f"`{split}` lacks the metrics of `{name}` as an object"
+                )
+
+    check = folder / "check.json"
+    return SavedRun(
+        folder=folder,
+        config=config,
+        config_text=config_text,
+        space=space,
+        metrics=metrics,
+        check=_read_json(check) if check.is_file() else None,
+        log=_read_log(folder / "log.jsonl"),
+        predictions=_read_predictions(folder / "predictions.parquet"),
+    )
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    return RunError(
+        f"{path} is damaged: {reason}. Restore it from a copy, or train again with"
+        f" longarc train --config {shlex.quote(str(path.parent / 'config.yaml'))} --out NEW-RUN"
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"not UTF-8 at byte {error.start}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _damaged(path, f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of the log; the last line may be half written if the machine went down."""
+    if not path.is_file():
+        return []
+    lines = _read_text(path).splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise _damaged(path, f"line {number} is not valid JSON ({error})") from None
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _read_predictions(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = ["split", "row", "excerpt", "label", "prediction", "confidence"]
+    try:
+        return pyarrow.parquet.read_table(path, columns=columns).to_pylist()
+    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        raise _damaged(path, f"not the expected Parquet table ({error})") from None

@@ -1,0 +1,143 @@
+"""Every option of a training run, with its default and the reason for it. Free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from longarc.errors import OptionError, close_matches
+
+
+def option(default: Any, help: str) -> Any:  # noqa: A002
+    """A dataclass field whose help text the command line shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """The options of ``longarc train`` and :func:`longarc.fit`; the run's ``config.yaml`` keeps all.
+
+    Defaults were chosen by measurement on Reuters R52 and licence texts (``docs/training.md``).
+
+    >>> TrainConfig(data="tickets.csv", out="runs/tickets", loss="logit-adjusted").epochs
+    4
+    """
+
+    data: str = option(
+        "", "table of texts and labels: CSV, TSV, JSON Lines, Parquet, a datasets folder or Hub id"
+    )
+    out: str = option("", "run folder to write")
+
+    text: str | None = option(None, "column of texts; guessed when not named")
+    label: str | None = option(None, "column of labels; guessed when not named")
+    label_separator: str | None = option(
+        None, "the label column holds several labels joined by this"
+    )
+    validation: str | None = option(None, "table to validate on, instead of a part of DATA")
+    test: str | None = option(None, "table to test on, instead of a part of DATA")
+    validation_fraction: float = option(0.15, "part of DATA to validate on when no table is named")
+    test_fraction: float = option(
+        0.15, "part of DATA to test on when no table is named; 0 for none"
+    )
+    limit: int | None = option(None, "use only this many rows of DATA, drawn at random")
+
+    model: str = option("minilm", "encoder: minilm (packaged), a local folder or a Hub id")
+    max_length: int | None = option(
+        None, "tokens of a document that are read; default: what the model allows, up to 512"
+    )
+    pooling: Literal["mean", "cls"] = option(
+        "mean", "document vector: mean of tokens, or transformers' own head on the first token"
+    )
+    head_start: Literal["probe", "scratch"] = option(
+        "probe", "start the head from a linear probe on the frozen encoder, or at random"
+    )
+    freeze: bool = option(
+        False, "train the probe alone and leave the encoder as it is (about a minute on a CPU)"
+    )
+
+    loss: str = option("auto", "loss; auto: cross-entropy, or binary-cross-entropy for multi-label")
+    loss_options: dict | None = option(None, "options of the loss, e.g. '{\"tau\": 0.5}'")
+
+    epochs: float = option(4, "passes over the training data, at most")
+    batch_size: int = option(16, "documents in a step on one device")
+    accumulation: int = option(1, "batches summed into one update")
+    learning_rate: float = option(1e-4, "peak step size of the encoder's last layer")
+    head_learning_rate: float | None = option(
+        None, "peak step size of the head; default: as learning_rate"
+    )
+    layer_decay: float = option(0.9, "factor on the step size for each layer further down")
+    weight_decay: float = option(0.01, "decoupled weight decay")
+    warmup: float = option(0.1, "part of the steps over which the step size rises")
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 for never")
+    patience: int = option(
+        2, "stop after this many epochs without a better validation macro-F1; 0 for never"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "auto", "auto: bfloat16 arithmetic where the machine has it, float32 weights always"
+    )
+    group_by_length: bool = option(
+        True, "put documents of similar length into a batch, to save padding"
+    )
+
+    seed: int = option(0, "seed of split, head, order and dropout")
+    device: Literal["auto", "cpu"] = option("auto", "auto: a GPU where there is one")
+    checkpoint_minutes: float = option(10.0, "save resumable state this often, besides every epoch")
+    keep_checkpoints: bool = option(False, "keep checkpoints/ when the run is complete")
+    baseline: bool = option(True, "also fit TF-IDF + LinearSVC on the same split")
+    resume: bool = option(False, "go on from the last checkpoint of the run in --out")
+    overwrite: bool = option(False, "replace an existing run folder")
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with the model: only for a model you trust"
+    )
+
+    def validate(self) -> None:
+        """Refuse values out of range, before any work. Raises OptionError."""
+        ranges = {
+            "validation_fraction": (0, 0.9), "test_fraction": (0, 0.9), "epochs": (0, None),
+            "batch_size": (1, None), "accumulation": (1, None), "learning_rate": (0, None),
+            "layer_decay": (0, 1), "weight_decay": (0, None), "warmup": (0, 1),
+            "max_grad_norm": (0, None), "patience": (0, None), "checkpoint_minutes": (0, None),
+            "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not low <= value <= (high if high is not None else float("inf")):
+                bound = f"between {low} and {high}" if high is not None else f"at least {low}"
+                raise OptionError(f"--{name.replace('_', '-')} is {value}: expected {bound}.")
+        for name, choices in {
+            "pooling": ["mean", "cls"],
+            "head_start": ["probe", "scratch"],
+            "precision": ["auto", "bf16", "fp32"],
+            "device": ["auto", "cpu"],
+        }.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is '{value}'. {close_matches(value, choices)}"
+                )
+        if self.freeze and self.head_start == "scratch":
+            raise OptionError(
+                "--freeze trains the probe alone, so --head-start scratch leaves nothing to do. "
+                "Drop one of the two."
+            )
+        if self.resume and self.overwrite:
+            raise OptionError(
+                "--resume keeps the run and --overwrite deletes it. Drop one of them."
+            )
+        if not self.out:
+            raise OptionError("no run folder named. Add --out runs/NAME.")
+
+    @property
+    def run(self) -> Path:
+        """The run folder as a path."""
+        return Path(self.out).expanduser()
+
+    def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+        """Options that change the outcome and differ, as name → (this, other)."""
+        free = {"out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline"}
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {k: (mine[k], theirs[k]) for k in mine if k not in free and mine[k] != theirs[k]}

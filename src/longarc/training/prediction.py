@@ -1,0 +1,154 @@
+"""Logits and predictions of a trained classifier, in bounded memory and in the order given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from longarc.models.head import capture_features
+from longarc.training.batches import Documents, PaddedBatches
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def chosen_device(device: str = "auto") -> torch.device:
+    """The device a run uses: the accelerator if there is one, unless ``cpu`` is asked for."""
+    if device == "auto" and torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device("cpu")
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        known = (getattr(torch.cpu, name, None) for name in _CPU_BFLOAT16)
+        return any(check() for check in known if check is not None)
+    return False
+
+
+_CPU_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+class Predictor:
+    """A classifier with its tokenizer, ready for texts.
+
+    Args:
+        max_length: tokens of a document that are read.
+        bf16: bfloat16 arithmetic under autocast; logits come out in float32.
+        batch_size: documents at once; documents of similar length share a batch.
+    """
+
+    CHUNK = 64
+    """Batches that are tokenised and sorted together: more would need memory, fewer padding."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        bf16: bool = False,
+        batch_size: int = 32,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.bf16 = bf16
+        self.batch_size = batch_size
+        self._collate = PaddedBatches(tokenizer)
+
+    def logits(
+        self, texts: Sequence[str], advance: Callable[[float], Any] | None = None
+    ) -> np.ndarray:
+        """(N, C) float32, a row a text, in order; ``advance`` is called with documents done."""
+        return self._run(texts, features=False, advance=advance)
+
+    def features(
+        self, texts: Sequence[str], advance: Callable[[float], Any] | None = None
+    ) -> np.ndarray:
+        """(N, d) float32: what enters the final linear layer, without dropout."""
+        return self._run(texts, features=True, advance=advance)
+
+    def stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Logits in chunks of at most 64 batches; memory does not grow with the number of texts."""
+        chunk: list[str] = []
+        for text in texts:
+            chunk.append(text)
+            if len(chunk) == self.batch_size * self.CHUNK:
+                yield self.logits(chunk)
+                chunk = []
+        if chunk:
+            yield self.logits(chunk)
+
+    @torch.inference_mode()
+    def _run(
+        self, texts: Sequence[str], *, features: bool, advance: Callable[[float], Any] | None
+    ) -> np.ndarray:
+        was_training = self.model.training
+        self.model.eval()
+        device = self.model.device
+        rows: list[np.ndarray] = []
+        try:
+            for start in range(0, len(texts), self.batch_size * self.CHUNK):
+                part = texts[start : start + self.batch_size * self.CHUNK]
+                documents = Documents(part, self.tokenizer, self.max_length)
+                order = np.argsort(-documents.lengths, kind="stable")
+                out: list[np.ndarray] = []
+                for first in range(0, len(order), self.batch_size):
+                    some = order[first : first + self.batch_size]
+                    batch = self._collate([documents[int(i)] for i in some])
+                    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                    with (
+                        self._autocast(device),
+                        capture_features(self.model) if features else (nullcontext([])) as captured,
+                    ):
+                        logits = self.model(**batch).logits
+                    result = captured[0] if features else logits
+                    out.append(result.float().cpu().numpy())
+                    if advance is not None:
+                        advance(len(some))
+                sorted_rows = np.concatenate(out)
+                ordered = np.empty_like(sorted_rows)
+                ordered[order] = sorted_rows
+                rows.append(ordered)
+        finally:
+            self.model.train(was_training)
+        if not rows:
+            return np.zeros((0, self.model.config.num_labels or 0), dtype=np.float32)
+        return np.concatenate(rows)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Softmax over classes, or a sigmoid for each label, in float64 and without overflow.
+
+    >>> probabilities(np.array([[0.0, 1000.0]]), multi_label=False)
+    array([[0., 1.]])
+    """
+    from scipy.special import expit, softmax
+
+    exact = logits.astype(np.float64)
+    return expit(exact) if multi_label else softmax(exact, axis=1)
+
+
+def decisions(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Class indices (N,) by the largest logit, or a 0/1 array (N, C) by logit > 0."""
+    return (logits > 0).astype(np.int64) if multi_label else logits.argmax(axis=1)
+
+
+def confidence(chances: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """Probability of the prediction (N,); multi-label: mean over labels of max(p, 1 − p)."""
+    if multi_label:
+        return np.maximum(chances, 1 - chances).mean(axis=1)
+    return chances.max(axis=1)

@@ -1,0 +1,122 @@
+"""From a table to checked, split and labelled documents; what can be refused is refused here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longarc.data.check import CheckResult, check_splits
+from longarc.data.columns import Columns
+from longarc.data.examples import Examples, read_examples
+from longarc.data.labels import LabelSpace
+from longarc.data.splits import Splits, make_splits
+from longarc.data.table import open_table
+from longarc.errors import DataError, OptionError
+from longarc.models.loading import load_tokenizer, usable_length
+from longarc.objectives.losses.registry import check_loss_options
+from longarc.training.config import TrainConfig
+from longarc.training.progress import Reporter
+from longarc.training.run_folder import hash_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_LENGTH = 512
+"""Tokens read when ``max_length`` is not named; attention's cost grows with the square."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training starts from. ``config`` has the guesses and defaults filled in."""
+
+    config: TrainConfig
+    splits: Splits
+    space: LabelSpace
+    tokenizer: PreTrainedTokenizerBase
+    check: CheckResult
+    data_sha256: str
+
+
+def prepare(
+    config: TrainConfig, reporter: Reporter, data: Any = None, *, refuse: bool = True
+) -> Prepared:
+    """Read, check and split; raises DataError or OptionError before anything is written.
+
+    ``data`` is a table in memory that stands for ``config.data``. Without ``refuse`` the errors a
+    check finds are left in ``check`` for the caller to show.
+    """
+    config.validate()
+    if config.loss != "auto":
+        check_loss_options(config.loss, config.loss_options)
+    elif config.loss_options:
+        raise OptionError("--loss-options needs --loss: loss auto has no options of its own.")
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    config = dataclasses.replace(config, max_length=_length(config))
+
+    with reporter.timed("prepare"):
+        examples, columns = _read(config, config.data if data is None else data, reporter)
+        parts: dict[str, Examples] = {}
+        for name in ("validation", "test"):
+            if (source := getattr(config, name)) is not None:
+                parts[name], _ = read_examples(
+                    source,
+                    text=columns.text,
+                    label=columns.label,
+                    label_separator=config.label_separator,
+                )
+        config = dataclasses.replace(config, text=columns.text, label=columns.label)
+        splits = make_splits(
+            examples,
+            **parts,
+            validation_fraction=config.validation_fraction,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
+        )
+        space = LabelSpace.from_labels(splits.train.labels)
+        config = _settle_loss(config, space)
+        check = check_splits(splits, space, tokenizer=tokenizer, max_length=config.max_length)
+        if refuse and check.errors:
+            raise DataError(" ".join(finding.message for finding in check.errors))
+    digest = hash_texts(
+        part
+        for _, split in splits.items()
+        for part in (*split.texts, *map(str, split.labels or ()))
+    )
+    return Prepared(config, splits, space, tokenizer, check, digest)
+
+
+def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Examples, Columns]:
+    table = open_table(source)
+    for note in table.notes:
+        reporter.say(note)
+    examples, columns = read_examples(
+        table,
+        text=config.text,
+        label=config.label,
+        label_separator=config.label_separator,
+        limit=config.limit,
+        seed=config.seed,
+    )
+    for sentence in columns.guessed:
+        reporter.say(sentence)
+    return examples, columns
+
+
+def _length(config: TrainConfig) -> int:
+    allowed = usable_length(config.model)
+    if config.max_length is None:
+        return min(allowed or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    if allowed is not None and config.max_length > allowed:
+        raise OptionError(
+            f"--max-length is {config.max_length}, but {config.model} has positions for {allowed} "
+            f"tokens. Use --max-length {allowed}, or a model with more positions."
+        )
+    return config.max_length
+
+
+def _settle_loss(config: TrainConfig, space: LabelSpace) -> TrainConfig:
+    name = config.loss
+    if name == "auto":
+        name = "binary-cross-entropy" if space.multi_label else "cross-entropy"
+    return dataclasses.replace(config, loss=name)

@@ -1,0 +1,218 @@
+"""The run folder: create it, read it, never leave it half-written (docs/run-folder.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longarc.data.labels import LabelSpace
+from longarc.errors import RunError
+from longarc.files import write_text
+from longarc.training.config import TrainConfig
+from longarc.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where each part of a run lies. Opening reads nothing; each property is a path."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Every option, and where the run came from."""
+        return self.path / "config.yaml"
+
+    @property
+    def labels_file(self) -> Path:
+        """The label space."""
+        return self.path / "labels.json"
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face checkpoint; it exists once training is complete."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable state."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The last file that a training run writes before its report."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions_file(self) -> Path:
+        """A row for each validation and test document."""
+        return self.path / "predictions.parquet"
+
+    @property
+    def log_file(self) -> Path:
+        """The training log."""
+        return self.path / "log.jsonl"
+
+    @property
+    def check_file(self) -> Path:
+        """What was noteworthy about the table."""
+        return self.path / "check.json"
+
+    def config(self) -> TrainConfig:
+        """The options of the run, defaults of a newer version filled in."""
+        values = self._values()
+        known = {f.name for f in dataclasses.fields(TrainConfig)}
+        return TrainConfig(**{k: v for k, v in values.items() if k in known})
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, command, data hash."""
+        return self._values().get("provenance") or {}
+
+    def labels(self) -> LabelSpace:
+        """The label space."""
+        return LabelSpace.load(self.labels_file)
+
+    def metrics(self) -> dict[str, Any]:
+        """Validation and test figures, with the baselines'."""
+        return json.loads(self.metrics_file.read_text(encoding="utf-8"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether training ended and everything was written."""
+        return self.metrics_file.is_file() and self.model.is_dir()
+
+    def _values(self) -> dict[str, Any]:
+        try:
+            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"cannot read {self.config_file}: {error}") from None
+        if not isinstance(values, dict):
+            raise RunError(f"{self.config_file} holds no options: expected a mapping.")
+        return values
+
+
+def open_run_folder(path: str | Path, *, complete: bool = True) -> RunFolder:
+    """A run folder that exists; with ``complete``, one whose training has ended.
+
+    Raises :class:`~longarc.errors.RunError` that says what is missing and what to do.
+    """
+    folder = RunFolder(Path(path).expanduser())
+    if not folder.path.is_dir():
+        raise RunError(
+            f"no run folder at {folder.path}. Make one with: longarc train DATA --out {folder.path}"
+        )
+    if not folder.config_file.is_file():
+        inside = ", ".join(sorted(p.name for p in folder.path.iterdir())[:8]) or "nothing"
+        raise RunError(
+            f"{folder.path} is not a run folder: expected config.yaml in it, found {inside}."
+        )
+    if complete and not folder.complete:
+        data = shlex.quote(folder.config().data)
+        raise RunError(
+            f"the run in {folder.path} has not ended: it has no "
+            f"{'model/' if not folder.model.is_dir() else 'metrics.json'}. "
+            f"Go on with: longarc train {data} --out {shlex.quote(str(folder.path))} --resume"
+        )
+    return folder
+
+
+def refuse_existing(config: TrainConfig) -> None:
+    """Raise RunError when ``--out`` is taken and neither resumed nor overwritten."""
+    path = config.run
+    if config.resume:
+        open_run_folder(path, complete=False)
+        return
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir():
+        raise RunError(f"{path} is a file. Name another folder with --out.")
+    if not (path / "config.yaml").is_file():
+        raise RunError(
+            f"{path} exists and is not a run folder, so it is never overwritten. "
+            "Name another folder with --out."
+        )
+    if not config.overwrite:
+        state = "a complete run" if RunFolder(path).complete else "an unfinished run"
+        raise RunError(
+            f"{path} holds {state}. Name another folder with --out, go on with --resume, or "
+            "replace it with --overwrite."
+        )
+
+
+def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFolder:
+    """Make the folder, write ``config.yaml``, and keep a resumed run's files as they are.
+
+    A resumed run must have the options and the data of its first start: what differs is named in
+    the RunError.
+    """
+    folder = RunFolder(config.run)
+    if config.resume:
+        differing = folder.config().differences(config)
+        if differing:
+            named = "; ".join(
+                f"{k}: {old!r} then, {new!r} now" for k, (old, new) in differing.items()
+            )
+            raise RunError(
+                f"the run in {folder.path} started with other options ({named}). Resume with the "
+                f"same ones: longarc train --config {folder.config_file} --resume"
+            )
+        if folder.provenance().get("data_sha256") != provenance["data_sha256"]:
+            raise RunError(
+                f"the texts or labels of {config.data} have changed since the run in {folder.path} "
+                "started. Restore them, or start anew with --overwrite."
+            )
+        return folder
+    if config.overwrite and folder.path.exists():
+        shutil.rmtree(folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    values = dataclasses.asdict(config) | {"overwrite": False, "provenance": provenance}
+    write_text(folder.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return folder
+
+
+def describe_origin(data_sha256: str, **facts: Any) -> dict[str, Any]:
+    """The ``provenance`` of config.yaml: versions, platform, command, git commit, data hash."""
+    return {
+        "longarc": __version__,
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()}-{platform.machine()}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": _git_commit(),
+        "data_sha256": data_sha256,
+        **facts,
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def hash_texts(parts: Iterable[str]) -> str:
+    """SHA-256 over strings, each with its length in front so that no two lists collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()

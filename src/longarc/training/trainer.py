@@ -1,0 +1,248 @@
+"""transformers' Trainer with longarc's losses, exact accumulation and checkpoints without pickle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import transformers
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from transformers.trainer_utils import rotate_checkpoints
+
+from longarc.training.batches import LengthGroupedSampler
+from longarc.training.checkpoint import (
+    load_optimizer,
+    load_random_state,
+    save_optimizer,
+    save_random_state,
+)
+from longarc.training.parameters import parameter_groups
+
+if TYPE_CHECKING:
+    from longarc.objectives.losses.contract import Loss
+
+
+class Trainer(transformers.Trainer):
+    """A drop-in ``transformers.Trainer`` that knows long tails and long documents.
+
+    What differs from transformers':
+
+    - ``loss``: any longarc loss. Accumulated batches, unequal batches and data-parallel processes
+      give the same update as one big batch: each step divides the sum of the per-example losses by
+      the denominator of all its batches (transformers averages means, or forgets to divide).
+    - ``layer_decay`` and ``head_learning_rate``: see
+      :func:`~longarc.training.parameters.parameter_groups`.
+    - With ``args.train_sampling_strategy="group_by_length"`` and a training set that has
+      ``lengths``, the order is a function of seed and epoch alone.
+    - With ``args.eval_on_start`` the start takes part in the choice of the best checkpoint, so a
+      head that starts from a linear probe is never traded for something worse.
+    - Checkpoints hold safetensors and JSON, and appear whole or not at all.
+
+    Everything else is transformers': arguments, callbacks, devices, ``torchrun``.
+
+    Args:
+        loss: what to minimise; None leaves the loss to the model.
+        layer_decay: factor on the step size for each layer further from the head; 1 for none.
+        head_learning_rate: peak step size of the head; None for ``args.learning_rate``.
+
+    Example (see ``docs/training.md`` for one that runs)::
+
+        trainer = longarc.Trainer(model, args, train_dataset=documents,
+                                  loss=longarc.LogitAdjustedLoss(class_counts))
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: transformers.TrainingArguments | None = None,
+        *positional: Any,
+        loss: Loss | None = None,
+        layer_decay: float = 1.0,
+        head_learning_rate: float | None = None,
+        **keywords: Any,
+    ):
+        super().__init__(model, args, *positional, **keywords)  # pyright: ignore[reportArgumentType]
+        self.loss = loss.to(self.args.device) if loss is not None else None
+        self.layer_decay = layer_decay
+        self.head_learning_rate = head_learning_rate
+        # Ours divides by the denominator of the whole step; a model's own mean is divided by the
+        # number of batches, which transformers omits for heads that accept **kwargs.
+        self.loss_is_scaled_for_ga = loss is not None
+        self._sampler: LengthGroupedSampler | None = None
+
+    # The loss of a step
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This batch's share of the step's mean loss.
+
+        ``num_items_in_batch`` is the loss's denominator over all batches and processes of the step
+        (without it: of this batch).
+        """
+        if self.loss is None or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if num_items_in_batch is None:
+            loss = self.loss(logits, labels)
+        else:
+            # Data-parallel processes average their gradients, hence the factor.
+            total = self.loss(logits, labels, reduction="sum")
+            loss = total * self.args.world_size / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(
+        self, batch_samples: Sequence[dict[str, Any]], device: torch.device
+    ) -> Tensor | int | None:
+        if self.loss is None or not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        classes = self.accelerator.unwrap_model(cast(nn.Module, self.model)).config.num_labels
+        parts = [self.loss.denominator(b["labels"].to(device), classes) for b in batch_samples]
+        count = torch.stack(parts).sum().float()
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(count)
+        return count.clamp(min=torch.finfo(torch.float32).tiny)
+
+    # Order and step sizes
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = getattr(dataset, "lengths", None)
+        if self.args.train_sampling_strategy != "group_by_length" or lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = LengthGroupedSampler(lengths, update * self.args.world_size, seed)
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, **keywords: Any) -> None:
+        if self._sampler is not None:
+            self._sampler.set_epoch(keywords["epoch"])
+        super()._run_epoch(*args, **keywords)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, or what ``args.optim`` names, with a step size for each depth."""
+        plain = self.layer_decay == 1.0 and self.head_learning_rate is None
+        if self.optimizer is not None or plain:
+            return super().create_optimizer(model)
+        model = cast(nn.Module, self.model if model is None else model)
+        optimizer, keywords = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, model))
+        groups = parameter_groups(
+            model,
+            learning_rate=self.args.learning_rate,
+            layer_decay=self.layer_decay,
+            head_learning_rate=self.head_learning_rate,
+            weight_decay=self.args.weight_decay,
+        )
+        self.optimizer = optimizer(groups, **keywords)
+        return self.optimizer
+
+    # Checkpoints
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
+        at_start = self.args.eval_on_start and self.state.global_step == 0
+        if at_start and self.args.load_best_model_at_end:
+            self._determine_best_metric(metrics=metrics, trial=trial)
+            self._save_checkpoint(cast(nn.Module, self.model), trial)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial))
+        place = folder / f"checkpoint-{self.state.global_step}"
+        unfinished = folder / f".{place.name}-unfinished"
+        if self.args.should_save:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        self._wait()
+        try:
+            self.save_model(str(unfinished), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(unfinished))
+                self._save_scaler(str(unfinished))
+                self._save_rng_state(str(unfinished))
+            self._wait()
+            if self.args.should_save:
+                if self.state.best_global_step is not None and self.state.best_metric is not None:
+                    best = folder / f"checkpoint-{self.state.best_global_step}"
+                    self.state.best_model_checkpoint = str(best)
+                self._save_state(unfinished)
+                shutil.rmtree(place, ignore_errors=True)
+                unfinished.replace(place)
+                rotate_checkpoints(
+                    output_dir=str(folder),
+                    save_total_limit=self.args.save_total_limit,
+                    best_model_checkpoint=self.state.best_model_checkpoint,
+                )
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        self._wait()
+
+    def _save_state(self, folder: Path) -> None:
+        from transformers.trainer_callback import ExportableState
+
+        kept = cast(dict[str, Any], self.state.stateful_callbacks)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                kept[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        if not (self.args.should_save and folder):
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if isinstance(model, transformers.PreTrainedModel):
+            model.save_pretrained(folder, state_dict=state_dict)
+        else:
+            save_model(model, str(Path(folder) / "model.safetensors"))
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        save_random_state(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random_state(Path(checkpoint), self.args.process_index)
+
+    def _wait(self) -> None:
+        if self.args.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+
+def world_size() -> int:
+    """Processes that train together, as ``torchrun`` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files and talks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0
