@@ -82,7 +82,11 @@ def write_run(
         norm = np.logaddexp.reduce(logits[seen], axis=1)
         return float(np.mean(norm - logits[seen, wanted[seen]]))
 
-    model, log, best = Heads(2e-6), [{"event": "start", "steps": 0, "resumed_from": None}], (-1.0, 0)
+    model, log, best = (
+        Heads(2e-6),
+        [{"event": "start", "steps": 0, "resumed_from": None}],
+        (-1.0, 0),
+    )
     batches = np.array_split(rng.permutation(len(splits.train)), 16)
     step, checked = 0, splits.validation
     for epoch in range(epochs):
@@ -122,15 +126,16 @@ def write_run(
         (folder / "log.jsonl").write_text(lines, encoding="utf-8")
 
     weak = Heads(2e-4)
-    weak.step(np.arange(len(splits.train)))
+    if baseline:
+        weak.step(np.arange(len(splits.train)))
     metrics = {}
     predicted_parts = []
     for name, part in parts:
         logits = model.logits(part_x[name])
-        plain = weak.logits(part_x[name])
-        predicted = (plain > 0).astype(int) if space.multi_label else plain.argmax(axis=1)
         metrics[name] = {"model": score(part, space, logits), "baselines": {}}
         if baseline:
+            plain = weak.logits(part_x[name])
+            predicted = (plain > 0).astype(int) if space.multi_label else plain.argmax(axis=1)
             metrics[name]["baselines"] = {
                 "tfidf-svm": score_decisions(part, space, predicted),
                 "frozen-probe": score(part, space, 0.5 * plain),
@@ -156,7 +161,7 @@ def build_run() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory, licences) -> Path:
-    """A single-label run on 11 categories with all parts. Read-only: tests copy what they change."""
+    """A single-label run on 11 categories with all parts; tests copy what they change."""
     return write_run(tmp_path_factory.mktemp("runs") / "licences", licences)
 
 

@@ -30,8 +30,17 @@ class Parser(jsonargparse.ArgumentParser):
         if unknown and unknown[1].startswith("-"):
             known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
             message = f"no option {unknown[1]}. {near(unknown[1], known)}"
+        missing = re.search(r"arguments are required: (.+)", message)
+        if missing:
+            names = [self._called(name) for name in missing[1].split(", ")]
+            message = f"missing {' and '.join(names)}. {self.epilog}"
         print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def _called(self, name: str) -> str:
+        """An option as it is typed, a positional argument in capitals."""
+        typed = [a.option_strings[0] for a in self._actions if a.dest == name and a.option_strings]
+        return typed[0] if typed else name.upper()
 
 
 def near(option: str, known: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ def _parse(words: Sequence[str]) -> dict:
         "longarc train tickets.csv --text body --label topic --loss logit-adjusted "
         "--out runs/tickets",
     )
-    parser.add_argument("data", type=str | None, default=None, nargs="?", help=_help("data"))
+    parser.add_argument("data", type=str, help=_help("data"))
     parser.add_argument(
         "--config", action="config", help="YAML file of options; a run's config.yaml repeats it"
     )
@@ -55,8 +55,6 @@ def _parse(words: Sequence[str]) -> dict:
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     chosen = parser.parse_args(_with_saved_config(list(words)))
     options = {name: getattr(chosen, name) for name in [*names, "data"]} | {"json": chosen.json}
-    if not options["data"]:
-        parser.error("no DATA: name a table to train on, or --config FILE of an earlier run")
     if not options["out"]:
         parser.error("no --out: name a folder for the run, e.g. --out runs/tickets")
     return options

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from longarc.errors import ModelError, close_matches
 
@@ -57,12 +58,22 @@ def resolve_model(name: str | Path) -> str:
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a model."""
+    """The fast tokenizer of a model.
+
+    Raises :class:`~longarc.errors.ModelError` when there is none: transformers would make one of
+    special tokens alone, to which every word is unknown.
+    """
     from transformers import AutoTokenizer
 
     source = resolve_model(name)
     with readable_errors(source):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"the model {source} has no tokenizer: expected tokenizer.json or a vocabulary beside "
+            "its weights. Save the tokenizer there, or name a model that has one."
+        )
+    return tokenizer
 
 
 def load_classifier(
@@ -77,14 +88,20 @@ def load_classifier(
 
     ``pooling="mean"`` gives longarc's head on any encoder; ``"cls"`` gives transformers' own head
     for the architecture, so that plain transformers opens the result. Weights come from safetensors
-    only. The encoder is loaded in float32: mixed precision keeps float32 weights.
+    only. The encoder is loaded in float32: mixed precision keeps float32 weights. A classifier that
+    longarc saved gives its encoder.
 
     Raises :class:`~longarc.errors.ModelError` when the model cannot be found or has no such head.
     """
     import torch
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForSequenceClassification,
+        PreTrainedModel,
+    )
 
-    from longarc.models.mean_pooled import from_encoder
+    from longarc.models.mean_pooled import MeanPooledConfig, from_encoder
 
     source = resolve_model(name)
     head: dict[str, Any] = {
@@ -101,11 +118,25 @@ def load_classifier(
         "trust_remote_code": trust_remote_code,
     }
     with readable_errors(source):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if isinstance(config, MeanPooledConfig):
+            if pooling == "cls":
+                raise ModelError(
+                    f"{source} was trained with mean pooling and has no head on the first token. "
+                    "Use --pooling mean."
+                )
+            return from_encoder(cast(PreTrainedModel, load_model(source).encoder), **head)
+        loading["output_loading_info"] = True
         if pooling == "cls":
-            return AutoModelForSequenceClassification.from_pretrained(
+            model, found = AutoModelForSequenceClassification.from_pretrained(
                 source, ignore_mismatched_sizes=True, **head, **loading
             )
-        return from_encoder(AutoModel.from_pretrained(source, **loading), **head)
+            prefix = f"{model.base_model_prefix}."
+            _refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
+            return model
+        encoder, found = AutoModel.from_pretrained(source, **loading)
+        _refuse_missing(source, found["missing_keys"])
+        return from_encoder(encoder, **head)
 
 
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -121,10 +152,25 @@ def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrain
     folder = Path(path)
     source = resolve_model(folder / "model" if (folder / "labels.json").is_file() else path)
     with readable_errors(source):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+        _refuse_missing(source, found["missing_keys"], pooler=True)
     return model.eval()
+
+
+def _refuse_missing(source: str, names: Iterable[str], *, pooler: bool = False) -> None:
+    """Transformers would fill missing weights with random numbers; only a pooler may be new."""
+    missing = sorted(name for name in names if pooler or "pooler" not in name)
+    if missing:
+        raise ModelError(
+            f"the checkpoint {source} lacks {len(missing)} of the model's weights, such as "
+            f"{missing[0]}: it is incomplete or for another kind of model. Name a whole one."
+        )
 
 
 def usable_length(source: str | Path) -> int | None:
@@ -134,7 +180,8 @@ def usable_length(source: str | Path) -> int | None:
     """
     config = Path(resolve_model(source)) / "config.json"
     if config.is_file():
-        known = json.loads(config.read_text(encoding="utf-8"))
+        with readable_errors(str(source)):
+            known = json.loads(config.read_text(encoding="utf-8"))
         known = known.get("encoder") or known
     else:
         from transformers import AutoConfig
@@ -162,9 +209,13 @@ class readable_errors:  # noqa: N801  (reads as a statement: with readable_error
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if not isinstance(error, (OSError, ValueError, KeyError, ImportError)):
+        from safetensors import SafetensorError
+
+        # RuntimeError is what weights of the wrong shape raise.
+        kinds = (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError)
+        if not isinstance(error, kinds):
             return
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
         if Path(self.source).is_dir():
             fix = "Check that the folder holds a complete safetensors checkpoint and its tokenizer."
         else:

@@ -61,8 +61,9 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder)
         drop_pooler(self.encoder)
+        self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(self.encoder.config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(self.encoder.config.hidden_size, config.num_labels or 0)
         self.post_init()
 
     def forward(
@@ -93,12 +94,13 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
 def drop_pooler(encoder: nn.Module) -> None:
     """Remove BERT's [CLS] pooler: mean pooling never reads it, and DDP dislikes idle weights."""
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # pyright: ignore[reportAttributeAccessIssue]
+        encoder.pooler = None  # pyright: ignore[reportArgumentType]
 
 
 def from_encoder(encoder: PreTrainedModel, **config: Any) -> MeanPooledForSequenceClassification:
     """Put the mean-pooled head on an encoder that already has its weights.
 
+    >>> import torch
     >>> from transformers import BertConfig, BertModel
     >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
     ...                   intermediate_size=16, vocab_size=30)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
 
 from longarc.models.loading import PACKAGED
 from longarc.report.drawing import printable
-from longarc.report.html import length_limit, lengths_of, metrics_table, percent
+from longarc.report.html import length_limit, lengths_of, metrics_table
 from longarc.report.measures import figure, measures_of, verdict
+from longarc.report.quantities import percent
 from longarc.report.saved import SavedRun, is_number, read_run
 
 FEW = 20
@@ -27,7 +29,7 @@ _HUB_METRICS = {
 # Paths of the machine that trained it, and options that say nothing about the model.
 _LOCAL = {"data", "validation", "test", "out", "provenance", "resume", "overwrite", "device"}
 _LOCAL |= {"checkpoint_minutes", "keep_checkpoints", "baseline"}
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~#$])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
 
 
 def model_card(run: str | Path) -> str:
@@ -88,12 +90,13 @@ def model_card(run: str | Path) -> str:
 
 
 def literal(value: Any) -> str:
-    """Text that Markdown shows as it is, on one line.
+    r"""Text that Markdown shows as it is, on one line.
 
     >>> print(literal("<b>a_b</b> | *c*"))
-    \\<b\\>a\\_b\\</b\\> \\| \\*c\\*
+    &lt;b&gt;a\_b&lt;/b&gt; \| \*c\*
     """
-    return _MARKDOWN.sub(r"\\\1", " ".join(printable(str(value)).split()))
+    line = " ".join(printable(str(value)).split())
+    return _MARKDOWN.sub(r"\\\1", html.escape(line, quote=False))
 
 
 def _metadata(run: SavedRun, split: str) -> Any:

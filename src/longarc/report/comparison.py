@@ -63,15 +63,23 @@ def comparison_context(runs: Sequence[SavedRun], target: Path) -> dict[str, Any]
         "measures": measures,
         "cells": cells,
         "best": {m.key: best(cells[m.key], m) for m in measures},
-        "panels": [drawn for m in measures if (drawn := charts.intervals_of_runs(m, cells[m.key], baselines))],
+        "panels": [
+            drawn
+            for m in measures
+            if (drawn := charts.intervals_of_runs(m, cells[m.key], baselines))
+        ],
         "differences": differences(runs),
     }
 
 
 def run_names(runs: Sequence[SavedRun]) -> list[str]:
-    """Folder names; the whole path where two folders are called the same."""
-    counts = Counter(run.name for run in runs)
-    names = [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
+    """As many of the last parts of each folder's path as tell the runs apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    names = ["/".join(p[-1:]) for p in parts]
+    for length in range(2, max(map(len, parts)) + 1):
+        if len(set(names)) == len(names):
+            break
+        names = ["/".join(p[-length:]) for p in parts]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise RunError(f"{twice[0]} was given twice; expected different run folders.")

@@ -46,10 +46,10 @@ class Panel:
 
 
 def printable(text: str) -> str:
-    """The text with each character that HTML and SVG forbid replaced by ``�``.
+    r"""The text with each character that HTML and SVG forbid replaced by ``�``.
 
-    >>> printable("a\\x00b\\tc")
-    'a�b\\tc'
+    >>> printable("a\x00b\tc")
+    'a�b\tc'
     """
     return _UNPRINTABLE.sub("\ufffd", text)
 

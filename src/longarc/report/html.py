@@ -13,6 +13,8 @@ from longarc.report import charts, training_charts
 from longarc.report.comparison import comparison_context
 from longarc.report.drawing import printable, shorten
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
+from longarc.report.quantities import duration, percent, thousands
+from longarc.report.recall_chart import recall_by_count
 from longarc.report.saved import SavedRun, is_number, read_run
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
@@ -88,46 +90,6 @@ def _render(template: str, context: dict[str, Any]) -> str:
     return environment.get_template(template).render(version=__version__, **context)
 
 
-def thousands(value: Any) -> str:
-    """A number with thin spaces between thousands, or a dash.
-
-    >>> thousands(22713216), thousands(None)
-    ('22 713 216', '–')
-    """
-    return f"{value:,}".replace(",", "\u202f") if is_number(value) else "–"
-
-
-def percent(value: Any) -> str:
-    """A share in percent; small and large ones are not rounded to nothing and all.
-
-    >>> [percent(share) for share in (0.0, 0.0004, 0.0721, 0.41, 0.998)]
-    ['0 %', '< 0.1 %', '7.2 %', '41 %', '99.8 %']
-    """
-    if not is_number(value):
-        return "–"
-    hundredths = 100 * value
-    if 0 < hundredths < 0.1:
-        return "< 0.1 %"
-    fine = 0 < hundredths < 10 or 99 < hundredths < 100
-    return f"{hundredths:.1f} %" if fine else f"{hundredths:.0f} %"
-
-
-def duration(seconds: Any) -> str | None:
-    """Seconds as people say them.
-
-    >>> [duration(s) for s in (8.24, 190.0, 7322)]
-    ['8.2 s', '3 min 10 s', '2 h 2 min']
-    """
-    if not is_number(seconds):
-        return None
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def run_context(run: SavedRun) -> dict[str, Any]:
     """Everything that the page of one run shows."""
     shown = run.splits[0]
@@ -140,11 +102,11 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "tables": [metrics_table(run, split) for split in run.splits],
         "verdict": verdict(run.metrics[shown]),
         "intervals": _interval_chart(run, shown),
-        "recall_chart": charts.recall_by_count(metrics.get("per_class") or []),
+        "recall_chart": recall_by_count(metrics.get("per_class") or []),
         "lowest": _lowest_recall(metrics),
         "curves": training_charts.training_curves(run.log),
         "best_step": training_charts.best_step(run.log),
-        "reliability": charts.reliability(metrics.get("reliability") or []),
+        "reliability": charts.reliability(metrics.get("reliability") or [], run.space.multi_label),
         "calibration_error": figure(metrics, "calibration_error"),
         "confused": (metrics.get("confused") or [])[:CONFUSED],
         "unseen": _unseen(metrics),
@@ -276,7 +238,7 @@ def worst_errors(run: SavedRun, split: str) -> list[dict[str, Any]]:
 
 def _names(label: str | list[str] | None) -> str:
     if isinstance(label, list):
-        return shorten(", ".join(label), 300) or "(none)"
+        return shorten(", ".join(sorted(label)), 300) or "(none)"
     return shorten(label or "", 120) or "(none)"
 
 

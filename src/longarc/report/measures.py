@@ -133,8 +133,8 @@ def verdict(split: dict[str, Any]) -> str | None:
     >>> m = {"macro_f1": {"value": 0.81, "low": 0.78, "high": 0.84}}
     >>> b = {"macro_f1": {"value": 0.74, "low": 0.71, "high": 0.77}}
     >>> print(verdict({"model": m, "baselines": {"tfidf-svm": b}}))
-    The model’s macro-F1 (0.810) is 0.070 above that of the best baseline, TF-IDF + linear SVM
-    (0.740), and the 95 % intervals do not overlap.
+    The model’s macro-F1 (0.810) is 0.070 above that of the linear baseline, TF-IDF + linear
+    SVM (0.740), and the 95 % intervals do not overlap.
     """
     found = {name: figure(metrics, MACRO_F1.key) for name, metrics in systems(split).items()}
     model = found.pop("model")

@@ -88,6 +88,6 @@ def _cell(found: Figure | None, is_best: bool) -> Any:
         return Text("–", style="dim")
     cell = Text(found.text, style="bold" if is_best else "")
     if found.interval:
-        narrow = found.interval.replace("0.", ".")
+        narrow = found.interval.replace("0.", ".").replace("1.000", "1")
         cell.append(f"\n{narrow}", style="not bold dim")
     return cell

@@ -169,7 +169,13 @@ def lengths(histogram: Sequence[dict[str, Any]], max_length: float | None) -> Pa
     for i, b in enumerate(bins):
         cut = limit is not None and i + 0.5 > limit
         values.append(
-            {"from": i, "to": i + 1, "zero": 0, "count": b["count"], "part": "cut" if cut else "whole"}
+            {
+                "from": i,
+                "to": i + 1,
+                "zero": 0,
+                "count": b["count"],
+                "part": "cut" if cut else "whole",
+            }
         )
 
     def make(width: int) -> Any:

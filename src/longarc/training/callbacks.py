@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longarc.errors import ModelError
+from longarc.files import write_text
 from longarc.training.progress import Advance
 
 _NAMES = {
@@ -33,7 +34,11 @@ class RunLog(TrainerCallback):
 
     def write(self, event: str, **record: Any) -> None:
         """Add one record."""
-        record = {"event": event, **record, "time": round(time.time(), 3)}
+        finite = {  # JSON has no NaN
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }
+        record = {"event": event, **finite, "time": round(time.time(), 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -45,8 +50,8 @@ class RunLog(TrainerCallback):
             return
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line).get("step", 0) <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if _step(line) <= state.global_step]
+            write_text(self.path, "".join(line + "\n" for line in kept))
         resumed = state.global_step or None
         self.write("start", steps=state.max_steps, resumed_from=resumed)
 
@@ -73,6 +78,14 @@ class RunLog(TrainerCallback):
         """Note that resumable state was saved."""
         if state.is_world_process_zero:
             self.write("checkpoint", step=state.global_step, path=f"checkpoint-{state.global_step}")
+
+
+def _step(line: str) -> float:
+    """The step of a record; infinite for half a line, which a killed process can leave."""
+    try:
+        return json.loads(line).get("step", 0)
+    except ValueError:
+        return math.inf
 
 
 class FiniteLoss(TrainerCallback):
@@ -141,9 +154,9 @@ class CheckpointClock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint when it is time; all processes follow the first one's clock."""
+        """Ask for a checkpoint when it is time, in all processes when it is time in one."""
         due = time.monotonic() - self.last >= self.seconds
-        if agreed(due, args):
+        if agreed(due, args) and not ends_epoch(state):
             control.should_save = True
 
     def on_save(
@@ -154,7 +167,12 @@ class CheckpointClock(TrainerCallback):
 
 
 class Interruption(TrainerCallback):
-    """Ctrl-C and SIGTERM: finish the step, save, stop. A second one stops at once."""
+    """Ctrl-C and SIGTERM: finish the step, save, stop. A second one stops at once.
+
+    In the last step of an epoch the epoch's own evaluation and checkpoint still follow, as a
+    resumed run would not make up for them. ``args.save_total_limit`` must not be 1: transformers
+    then deletes every checkpoint but the best when training ends, this one too.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -188,14 +206,14 @@ class Interruption(TrainerCallback):
         """Save and stop after the step in which a signal came."""
         if agreed(self.asked, args):
             self.stopped = True
-            control.should_save = True
+            control.should_save = not ends_epoch(state)
             control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """No evaluation in the middle of an epoch: an uninterrupted run would have none here."""
-        if self.stopped:
+        if self.stopped and not ends_epoch(state):
             control.should_evaluate = False
             control.should_save = False
 
@@ -204,6 +222,11 @@ class Interruption(TrainerCallback):
     ) -> None:
         """Give the signals back."""
         self._restore()
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Whether the step was its epoch's last, after which evaluation and a checkpoint follow."""
+    return state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
 
 
 def agreed(wish: bool, args: TrainingArguments) -> bool:

@@ -8,8 +8,10 @@ exactly (Python writes the shortest text that reads back equal), so a resumed ru
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULE = "schedule.json"
 GROUPS = "optimizer.json"
+SCALER = "scaler.json"
 
 
 def save_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
@@ -96,6 +99,22 @@ def load_random_state(folder: Path, rank: int) -> None:
     cuda = [tensors[f"cuda.{i}"] for i in range(len(tensors)) if f"cuda.{i}" in tensors]
     if cuda and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(cuda)
+
+
+def publish(unfinished: Path, place: Path) -> None:
+    """Flush a finished folder to the disk and give it its name; an older one of that name goes.
+
+    The older one is set aside first: deleting takes time, and a half-deleted checkpoint must not
+    bear a checkpoint's name.
+    """
+    for path in unfinished.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    old = place.with_name(f".{place.name}-old")
+    if place.exists():
+        place.replace(old)
+    unfinished.replace(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -22,7 +22,7 @@ class TrainConfig:
     Defaults were chosen by measurement on Reuters R52 and licence texts (``docs/training.md``).
 
     >>> TrainConfig(data="tickets.csv", out="runs/tickets", loss="logit-adjusted").epochs
-    4
+    3
     """
 
     data: str = option(
@@ -60,7 +60,7 @@ class TrainConfig:
     loss: str = option("auto", "loss; auto: cross-entropy, or binary-cross-entropy for multi-label")
     loss_options: dict | None = option(None, "options of the loss, e.g. '{\"tau\": 0.5}'")
 
-    epochs: float = option(4, "passes over the training data, at most")
+    epochs: float = option(3, "passes over the training data, at most")
     batch_size: int = option(16, "documents in a step on one device")
     accumulation: int = option(1, "batches summed into one update")
     learning_rate: float = option(1e-4, "peak step size of the encoder's last layer")

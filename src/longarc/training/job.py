@@ -329,7 +329,7 @@ class _Job:
             eval_strategy="epoch",
             eval_on_start=True,
             save_strategy="epoch",
-            save_total_limit=1,
+            save_total_limit=2,  # the best and the last; with 1 transformers drops the last
             load_best_model_at_end=True,
             metric_for_best_model="macro_f1",
             greater_is_better=True,

@@ -23,6 +23,8 @@ def parameter_groups(
 
     The last layer gets ``learning_rate``, each layer below it ``layer_decay`` times the one above,
     the embeddings one factor less than the first layer; everything above the encoder is the head.
+    Weights that serve every layer (ALBERT's shared layer, a final normalisation, relative
+    positions) count with the last layer, those named as embeddings with the embeddings.
     Biases and normalisation weights (all one-dimensional parameters) are not decayed.
 
     Layer-wise step sizes: Howard & Ruder, 2018 (ULMFiT), arXiv 1801.06146.
@@ -36,7 +38,7 @@ def parameter_groups(
     """
     prefix = getattr(model, "base_model_prefix", "") or "encoder"
     blocks = [int(m[1]) for name, _ in model.named_parameters() if (m := _BLOCK.search(f".{name}"))]
-    depth = max(blocks, default=-1) + 1
+    depth = max(blocks, default=0) + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from longarc.models.head import capture_features
+from longarc.models.head import capture_features, final_linear
 from longarc.training.batches import Documents, PaddedBatches
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Predictor:
         self.max_length = max_length
         self.bf16 = bf16
         self.batch_size = batch_size
-        self._collate = PaddedBatches(tokenizer)
+        self._collate = PaddedBatches(tokenizer, max_length)
 
     def logits(
         self, texts: Sequence[str], advance: Callable[[float], Any] | None = None
@@ -123,7 +123,9 @@ class Predictor:
         finally:
             self.model.train(was_training)
         if not rows:
-            return np.zeros((0, self.model.config.num_labels or 0), dtype=np.float32)
+            head = final_linear(self.model)
+            width = head.in_features if features else head.out_features
+            return np.zeros((0, width), dtype=np.float32)
         return np.concatenate(rows)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:

@@ -67,7 +67,10 @@ def fit_probe(
     >>> probe.logits(x).argmax(1).tolist()
     [0, 1]
     """
-    mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    mean, deviation = features.mean(0), features.std(0, correction=0)
+    # A feature that hardly varies must not become loud: its weight, once unscaled, would turn the
+    # encoder's dropout into noise that drowns everything else.
+    deviation = deviation.clamp(min=(0.1 * float(deviation.median())) or 1.0)
     scaled = (features - mean) / deviation
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)

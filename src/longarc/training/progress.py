@@ -93,7 +93,7 @@ def clock(seconds: float) -> str:
     """A duration as people say it.
 
     >>> clock(42), clock(190), clock(7300)
-    ('42 s', '3 min 10 s', '2 h 2 min')
+    ('42 s', '3 min 10 s', '2 h 1 min')
     """
     seconds = round(seconds)
     if seconds < 60:

@@ -130,10 +130,17 @@ def open_run_folder(path: str | Path, *, complete: bool = True) -> RunFolder:
 
 
 def refuse_existing(config: TrainConfig) -> None:
-    """Raise RunError when ``--out`` is taken and neither resumed nor overwritten."""
+    """Raise RunError when ``--out`` is taken and neither resumed nor overwritten.
+
+    With ``resume``: when there is no run to go on with, or a complete one.
+    """
     path = config.run
     if config.resume:
-        open_run_folder(path, complete=False)
+        if open_run_folder(path, complete=False).complete:
+            raise RunError(
+                f"the run in {path} is complete: nothing is left to resume. Replace it with "
+                "--overwrite, or name another folder with --out."
+            )
         return
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -203,7 +210,7 @@ def _git_commit() -> str | None:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
 

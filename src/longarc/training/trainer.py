@@ -1,7 +1,8 @@
-"""transformers' Trainer with longarc's losses, exact accumulation and checkpoints without pickle."""
+"""transformers' Trainer with longarc's losses, exact accumulation and pickle-free checkpoints."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from longarc.training.batches import LengthGroupedSampler
 from longarc.training.checkpoint import (
+    SCALER,
     load_optimizer,
     load_random_state,
+    publish,
     save_optimizer,
     save_random_state,
 )
@@ -85,7 +88,7 @@ class Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This batch's share of the step's mean loss.
+        """The share of this batch in the step's mean loss.
 
         ``num_items_in_batch`` is the loss's denominator over all batches and processes of the step
         (without it: of this batch).
@@ -111,7 +114,7 @@ class Trainer(transformers.Trainer):
             return None
         classes = self.accelerator.unwrap_model(cast(nn.Module, self.model)).config.num_labels
         parts = [self.loss.denominator(b["labels"].to(device), classes) for b in batch_samples]
-        count = torch.stack(parts).sum().float()
+        count = torch.stack(parts).sum()
         if self.args.world_size > 1:
             torch.distributed.all_reduce(count)
         return count.clamp(min=torch.finfo(torch.float32).tiny)
@@ -153,8 +156,11 @@ class Trainer(transformers.Trainer):
     # Checkpoints
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        at_start = skip_scheduler  # transformers says so only of the evaluation on start
+        if at_start and self.state.log_history:
+            # A resumed run was evaluated already; once more would use up early stopping's patience.
+            return {}
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
-        at_start = self.args.eval_on_start and self.state.global_step == 0
         if at_start and self.args.load_best_model_at_end:
             self._determine_best_metric(metrics=metrics, trial=trial)
             self._save_checkpoint(cast(nn.Module, self.model), trial)
@@ -165,7 +171,8 @@ class Trainer(transformers.Trainer):
         place = folder / f"checkpoint-{self.state.global_step}"
         unfinished = folder / f".{place.name}-unfinished"
         if self.args.should_save:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for left in folder.glob(".checkpoint-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             unfinished.mkdir(parents=True)
         self._wait()
         try:
@@ -175,13 +182,12 @@ class Trainer(transformers.Trainer):
                 self._save_scaler(str(unfinished))
                 self._save_rng_state(str(unfinished))
             self._wait()
+            best = folder / f"checkpoint-{self.state.best_global_step}"
+            if best == place or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
-                if self.state.best_global_step is not None and self.state.best_metric is not None:
-                    best = folder / f"checkpoint-{self.state.best_global_step}"
-                    self.state.best_model_checkpoint = str(best)
                 self._save_state(unfinished)
-                shutil.rmtree(place, ignore_errors=True)
-                unfinished.replace(place)
+                publish(unfinished, place)
                 rotate_checkpoints(
                     output_dir=str(folder),
                     save_total_limit=self.args.save_total_limit,
@@ -225,6 +231,17 @@ class Trainer(transformers.Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
             load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)  # float16 alone has one
+        if scaler is not None and self.args.should_save:
+            text = json.dumps(scaler.state_dict())
+            (Path(output_dir) / SCALER).write_text(text, encoding="utf-8")
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and checkpoint and (path := Path(checkpoint) / SCALER).is_file():
+            scaler.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def _save_rng_state(self, output_dir: str) -> None:
         save_random_state(Path(output_dir), self.args.process_index)

@@ -1,0 +1,49 @@
+"""Append a measurement to results.jsonl, with the machine and the versions it was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+def append_row(benchmark: str, **figures: Any) -> None:
+    """Write one row and print it."""
+    row = {
+        "benchmark": benchmark,
+        **figures,
+        "cores": os.cpu_count(),
+        "machine": f"{platform.machine()} {_processor()}",
+        **{name: importlib.metadata.version(name) for name in ("longarc", "torch", "transformers")},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(json.dumps(row, ensure_ascii=False, indent=1))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest of repeated measurements."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "n": len(values),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor()

@@ -1,0 +1,112 @@
+"""Predicting and evaluating tables with a finished run."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+import longarc as package
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_rows_keep_their_order_and_columns(longarc, trained, tickets, tmp_path, suffix):
+    out = tmp_path / f"predicted.{suffix}"
+    status, printed, err = longarc("predict", trained, tickets, "--out", out, "--json")
+    assert status == 0, err
+    assert json.loads(printed) == {"rows": 120, "path": str(out)}
+    if suffix == "parquet":
+        rows = pq.read_table(out).to_pylist()
+    elif suffix == "jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        with out.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t" if suffix == "tsv" else ","))
+    with tickets.open(encoding="utf-8", newline="") as file:
+        given = list(csv.DictReader(file))
+    assert [{k: r[k] for k in ("id", "body", "topic")} for r in rows] == given
+    run = package.open_run(trained)
+    chances = run.predict_proba([r["body"] for r in given])
+    for row, p in zip(rows, chances, strict=True):
+        assert row["prediction"] == run.labels.names[p.argmax()]
+        assert float(row["confidence"]) == pytest.approx(p.max(), abs=1e-4)
+        for name, value in zip(run.labels.names, p, strict=True):
+            assert float(row[f"p({name})"]) == pytest.approx(value, abs=1e-4)
+
+
+def test_a_table_larger_than_a_chunk_is_streamed_in_order(longarc, trained, tmp_path):
+    rows = package.open_run(trained).predictor.batch_size * 64 + 7
+    table = tmp_path / "many.csv.gz"
+    with gzip.open(table, "wt", encoding="utf-8") as file:
+        file.write("body\n" + "".join(f"pump {i}\n" for i in range(rows)))
+    out = tmp_path / "out.csv"
+    assert longarc("predict", trained, table, "--out", out, "--no-probabilities")[0] == 0
+    with out.open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [r["body"] for r in found] == [f"pump {i}" for i in range(rows)]
+    assert list(found[0]) == ["body", "prediction", "confidence"]
+
+
+def test_predict_refuses_what_it_would_destroy(longarc, trained, tickets, tmp_path):
+    out = tmp_path / "out.csv"
+    out.write_text("mine")
+    status, _, err = longarc("predict", trained, tickets, "--out", out)
+    assert (status, out.read_text()) == (1, "mine")
+    assert "--overwrite" in err
+    assert longarc("predict", trained, tickets, "--out", out, "--overwrite")[0] == 0
+    status, _, err = longarc("predict", trained, out, "--out", tmp_path / "again.csv")
+    assert status == 1
+    assert "already has a column 'prediction'" in err
+    status, _, err = longarc("predict", trained, tickets, "--out", tmp_path / "out.xlsx")
+    assert status == 1
+    assert ".parquet" in err
+
+
+def test_a_row_that_breaks_half_way_leaves_no_output(longarc, trained, tmp_path):
+    table = tmp_path / "ragged.csv"
+    table.write_text("body,id\n" + "pump,1\n" * 5000 + "pump,1,2\n")
+    status, _, err = longarc("predict", trained, table, "--out", tmp_path / "out.csv")
+    assert status == 1
+    assert "5002" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["ragged.csv"]
+
+
+def test_evaluate_counts_labels_never_seen(longarc, trained, tickets, tmp_path):
+    table = tmp_path / "newer.csv"
+    lines = tickets.read_text().splitlines()[:31]
+    table.write_text("\n".join([*lines, "1000,a comet,astronomy", "1001,a star,astronomy"]) + "\n")
+    status, out, _ = longarc("evaluate", trained, table, "--json")
+    figures = json.loads(out)
+    assert status == 0
+    assert figures["n"] == 32
+    assert figures["unseen_labels"] == {"astronomy": 2}
+    status, out, _ = longarc("evaluate", trained, table)
+    assert status == 0
+    assert "astronomy" in out
+
+
+def test_evaluating_the_test_split_again_gives_the_runs_own_figures(trained, tickets, tmp_path):
+    run = package.open_run(trained)
+    kept = pq.read_table(trained / "predictions.parquet").to_pylist()
+    rows = [r for r in kept if r["split"] == "test"]
+    figures = run.evaluate(
+        {"body": [r["excerpt"] for r in rows], "topic": [r["label"] for r in rows]}
+    )
+    assert figures == run.metrics["test"]["model"]
+
+
+def test_reports_of_several_runs(longarc, trained, tickets, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert longarc("report", trained)[0] == 0
+    other = tmp_path / "probe"
+    assert longarc(
+        "train", tickets, "--text", "body", "--label", "topic", "--model", tiny_model, "--freeze",
+        "--out", other, "--no-baseline",
+    )[0] == 0  # fmt: skip
+    status, out, err = longarc("report", trained, other, "--json")
+    assert status == 0, err
+    page = (tmp_path / json.loads(out)["path"]).read_text()
+    assert "freeze" in page

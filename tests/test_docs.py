@@ -1,0 +1,105 @@
+"""The pages of docs/: their Python runs, their links lead somewhere, and nothing is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from longarc.cli.main import VERBS, main
+from longarc.objectives.losses.registry import LOSSES
+from longarc.training.config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*DOCS, *(ROOT / f for f in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+PAGES += [ROOT / "benchmarks" / "README.md"]
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: p.name)
+def test_python_blocks_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reader would run them: one after the other, in one session."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    session = {"__name__": f"docs.{page.stem}"}
+    for block in BLOCK.finditer(text):
+        if block[1] == "python":
+            line = text.count("\n", 0, block.start(2))
+            exec(compile("\n" * line + block[2], str(page), "exec"), session)
+
+
+def test_training_has_python_to_run() -> None:
+    assert [kind for kind, _ in BLOCK.findall(TRAINING)].count("python") >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_relative_links_resolve(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that the page's headings get: lower case, hyphens for spaces, no punctuation."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    missing = [page.name for page in DOCS if page.name != "index.md" and page.name not in index]
+    assert missing == []
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda f: f.name)
+def test_every_option_has_its_row_and_default(field: dataclasses.Field) -> None:
+    flag = f"--{field.name.replace('_', '-')}"
+    rows = re.findall(rf"^\| `{flag}` \| (.+?) \| .+ \|$", TRAINING, re.MULTILINE)
+    assert len(rows) == 1, f"docs/training.md has {len(rows)} rows for {flag}"
+    if isinstance(field.default, bool):
+        assert rows[0] == ("on" if field.default else "off")
+    elif isinstance(field.default, int | float):
+        assert float(rows[0]) == field.default
+    elif field.default == "":
+        assert rows[0] == "required"
+    elif field.default is not None:
+        assert rows[0] == field.default
+
+
+def test_no_row_for_an_option_that_does_not_exist() -> None:
+    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
+    assert set(re.findall(r"^\| `(--[a-z-]+)`", TRAINING, re.MULTILINE)) == known
+
+
+def test_every_loss_is_described() -> None:
+    losses = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    assert [name for name in LOSSES if f"`{name}`" not in losses] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"example: longarc {verb} " in shown
+
+
+def test_the_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"\n  {verb} " not in shown] == []

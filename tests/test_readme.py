@@ -1,0 +1,153 @@
+"""README's commands and Python run as they stand, on a small real table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longarc.cli.main import VERBS, main
+from longarc.data.licenses import read_licenses
+from longarc.training.config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+VERB_ROWS = re.findall(r"^\| `(\w+)` \|.*\| `(longarc [^`]+)` \|$", README, re.MULTILINE)
+EACH = {"Permissive": 36, "Copyleft Limited": 16, "Proprietary Free": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where README's reader stands: three tables of short licence texts, named as README does."""
+    examples = read_licenses("category", include_rules=False)
+    found = sorted(zip(examples.texts, examples.labels or [], strict=True), key=lambda p: len(p[0]))
+    found = [(" ".join(text.split()), str(label)) for text, label in found if len(text) > 100]
+    tables: dict[str, list[tuple[str, str]]] = {"tickets.csv": [], "newer-tickets.csv": []}
+    for label, count in EACH.items():
+        texts = [pair for pair in found if pair[1] == label]
+        tables["tickets.csv"] += texts[:count]
+        tables["newer-tickets.csv"] += texts[count : count + 3]
+    place = tmp_path_factory.mktemp("readme")
+    for name, rows in {**tables, "inbox.csv": tables["newer-tickets.csv"]}.items():
+        columns = ["body"] if name == "inbox.csv" else ["body", "topic"]
+        with (place / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(row[: len(columns)] for row in rows)
+    return place
+
+
+def is_setup(line: str) -> bool:
+    """Lines that make an environment or run the demo's minutes; other tests look at those."""
+    return line.startswith(("make ", "python3.11 -m venv ", ".venv/bin/"))
+
+
+@pytest.mark.real
+def test_the_story_runs_as_it_stands(folder: Path) -> None:
+    """Shell and Python blocks in README's order, each in a process of its own."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+    }
+    ran = 0
+    for language, block in BLOCKS:
+        if language == "python":
+            commands = [[sys.executable, "-c", block]]
+        else:
+            assert language == "sh", f"a block of {language}: is it run?"
+            lines = block.replace("\\\n", " ").splitlines()
+            commands = [["bash", "-c", line] for line in lines if line and not is_setup(line)]
+        for command in commands:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+            ran += 1
+    assert ran >= 6
+    with (folder / "inbox.csv").open(encoding="utf-8", newline="") as file:
+        asked = list(csv.DictReader(file))
+    with (folder / "predicted.csv").open(encoding="utf-8", newline="") as file:
+        answered = list(csv.DictReader(file))
+    assert [row["body"] for row in answered] == [row["body"] for row in asked]
+    assert {row["prediction"] for row in answered} <= set(EACH)
+    for page in ("runs/tickets/report.html", "runs/probe/report.html", "comparison.html"):
+        assert "<html" in (folder / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.real
+def test_every_verbs_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples in the table of verbs, with the folder as the story left it."""
+    if not (folder / "runs/tickets/metrics.json").is_file():
+        pytest.skip("the story did not get as far as a trained run")
+    monkeypatch.chdir(folder)
+    for verb, example in VERB_ROWS:
+        words = shlex.split(example)[1:]
+        assert words[0] == verb
+        if verb != "demo":  # minutes; tests of the command line run it
+            assert main(words) == 0, example
+
+
+@pytest.mark.real
+def test_a_runs_config_repeats_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (folder / "runs/probe/metrics.json").is_file():
+        pytest.skip("the story did not get as far as the run to repeat")
+    monkeypatch.chdir(folder)
+    assert main(["train", "--config", "runs/probe/config.yaml", "--out", "runs/again"]) == 0
+    first, again = (
+        json.loads(Path(f"runs/{name}/metrics.json").read_text(encoding="utf-8"))
+        for name in ("probe", "again")
+    )
+    assert again["test"] == first["test"]
+
+
+def test_every_verb_is_in_the_table_and_no_other() -> None:
+    assert [verb for verb, _ in VERB_ROWS] == list(VERBS)
+
+
+def test_every_option_named_exists() -> None:
+    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
+    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert named
+    assert named <= known
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "format", "clean", "help"])
+def test_make_has_the_target(target: str) -> None:
+    planned = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert planned.returncode == 0, planned.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_installs_with_the_constraints(target: str) -> None:
+    """Without them pip may resolve torch to gigabytes of another build."""
+    command = ["make", "--dry-run", "--always-make", target]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installs = [line for line in planned.splitlines() if " install " in line]
+    assert installs
+    assert all("--constraint constraints.txt" in line for line in installs)
+
+
+def test_readme_installs_with_the_constraints() -> None:
+    lines = [
+        line for line in README.splitlines() if "pip install" in line and "/" in line[:1] + line
+    ]
+    commands = [line for line in lines if line.startswith(".venv/bin/pip")]
+    assert commands
+    assert all("-c constraints.txt" in line for line in commands)
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert re.search(r"^torch==", pins, re.MULTILINE)
