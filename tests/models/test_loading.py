@@ -173,7 +173,8 @@ OFFLINE = """
 from longarc.errors import ModelError
 from longarc.models.loading import load_classifier, load_model, load_tokenizer, usable_length
 name = "longarc-nobody/longarc-nothing"
-for call in (load_tokenizer, load_model, usable_length, lambda n: load_classifier(n, labels=("a",))):
+classifier = lambda name: load_classifier(name, labels=("a",))
+for call in (load_tokenizer, load_model, usable_length, classifier):
     try:
         call(name)
     except ModelError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ STOPPED = {
     "first-epoch": ({"signal": [3, "step", KILL]}, 0, -KILL),
     "after-timed": ({"minutes": 0, "signal": [7, "save", KILL]}, 7, -KILL),
     "while-saving": ({"minutes": 0, "kill_while_saving": 7}, 6, -KILL),
-    "epoch-end-timed": ({"minutes": 0, "signal": [10, "log", KILL]}, 9, -KILL),
+    "epoch-end-timed": ({"minutes": 0, "signal": [10, "evaluate", KILL]}, 9, -KILL),
     "interrupted": ({"interruption": True, "signal": [7, "step", INTERRUPT]}, 7, 0),
     "interrupted-at-epoch-end": ({"interruption": True, "signal": [10, "step", INTERRUPT]}, 10, 0),
     "terminated": ({"interruption": True, "signal": [12, "step", int(signal.SIGTERM)]}, 12, 0),
@@ -32,9 +33,7 @@ VARIANTS = {
     "accumulated": (
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "rows": 38}, 7,
     ),
-    "sgd-momentum": (
-        {"optim": "sgd", "optim_args": None, "learning_rate": 0.05}, 7,
-    ),
+    "sgd": ({"optim": "sgd", "learning_rate": 0.05}, 7),
 }  # fmt: skip
 
 
@@ -102,15 +101,9 @@ def test_the_log_file_has_each_record_once(stopped, whole, name):
         kept = [r for r in lines if r["event"] in ("train", "validation")]
         return [{k: v for k, v in r.items() if k != "time"} for r in kept]
 
-    expected = records(last_checkpoint_folder(whole))
+    expected = records(Path(whole[0].args.output_dir))
     assert len(expected) == 15 + 4
     assert records(folder) == expected
-
-
-def last_checkpoint_folder(whole):
-    from pathlib import Path
-
-    return Path(whole[0].args.output_dir)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -84,7 +84,7 @@ def test_a_resumed_run_must_have_its_options(tmp_path):
     assert "learning_rate: 0.0001 then, 0.0003 now" in str(error.value)
     assert "epochs: 4 then, 2 now" in str(error.value)
     assert "batch_size" not in str(error.value)
-    free = config(tmp_path / "run", resume=True, checkpoint_minutes=1, keep_checkpoints=True)
+    free = dataclasses.replace(first, resume=True, checkpoint_minutes=1, keep_checkpoints=True)
     assert create_run_folder(free, ORIGIN).path == tmp_path / "run"
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 

@@ -164,8 +164,8 @@ class SignalAt(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._send("save", state)
 
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._send("log", state)
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._send("evaluate", state)
 
 
 class Order:

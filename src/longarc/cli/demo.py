@@ -11,7 +11,7 @@ from typing import Any
 from longarc.cli.parser import Parser, shown_command
 from longarc.training.config import TrainConfig
 
-FULL: dict[str, Any] = {"limit": 3000, "max_length": 128, "epochs": 2}
+FULL: dict[str, Any] = {"limit": 2000, "max_length": 128, "epochs": 2}
 QUICK: dict[str, Any] = {"limit": 900, "max_length": 64, "epochs": 1}
 
 

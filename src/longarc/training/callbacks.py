@@ -181,11 +181,12 @@ class Interruption(TrainerCallback):
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
-            self._restore()
+            self.restore()
             os.kill(os.getpid(), number)
         self.asked = True
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give the signals back to who had them; also after a training that raised."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -221,7 +222,7 @@ class Interruption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Give the signals back."""
-        self._restore()
+        self.restore()
 
 
 def ends_epoch(state: TrainerState) -> bool:

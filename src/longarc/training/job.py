@@ -211,7 +211,8 @@ class _Job:
         head = final_linear(self.model)
         with torch.no_grad():
             head.weight.copy_(probe.weight)
-            head.bias.copy_(probe.bias)
+            if head.bias is not None:
+                head.bias.copy_(probe.bias)
         return probe, features
 
     def _fine_tune(self, resume_from: str | None) -> None:
@@ -224,7 +225,7 @@ class _Job:
                 self.args,
                 train_dataset=self._documents(self.splits.train),
                 eval_dataset=self._documents(self.splits.validation, sort=True),
-                data_collator=PaddedBatches(self.prepared.tokenizer),
+                data_collator=PaddedBatches(self.prepared.tokenizer, self.config.max_length),
                 processing_class=self.prepared.tokenizer,
                 compute_metrics=_validation_metrics,
                 loss=self.loss,
@@ -246,7 +247,10 @@ class _Job:
             from transformers.trainer_callback import PrinterCallback
 
             trainer.remove_callback(PrinterCallback)
-            trainer.train(resume_from_checkpoint=resume_from)
+            try:
+                trainer.train(resume_from_checkpoint=resume_from)
+            finally:
+                interruption.restore()
         if interruption.stopped:
             raise Interrupted(
                 f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "

@@ -32,7 +32,8 @@ class Reporter:
     def say(self, *what: Any) -> None:
         """Print a line, or any rich object, above the bars."""
         if self.console is not None:
-            self.console.print(*what)
+            wrap = not self.console.is_terminal  # a log file keeps a sentence on its line
+            self.console.print(*what, markup=False, soft_wrap=wrap)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

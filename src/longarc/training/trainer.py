@@ -38,6 +38,8 @@ class Trainer(transformers.Trainer):
     - ``loss``: any longarc loss. Accumulated batches, unequal batches and data-parallel processes
       give the same update as one big batch: each step divides the sum of the per-example losses by
       the denominator of all its batches (transformers averages means, or forgets to divide).
+      Only where an epoch's documents do not fill the last step of several processes does
+      accelerate repeat a few of them, so that each process has as many batches.
     - ``layer_decay`` and ``head_learning_rate``: see
       :func:`~longarc.training.parameters.parameter_groups`.
     - With ``args.train_sampling_strategy="group_by_length"`` and a training set that has
@@ -253,11 +255,6 @@ class Trainer(transformers.Trainer):
     def _wait(self) -> None:
         if self.args.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.barrier()
-
-
-def world_size() -> int:
-    """Processes that train together, as ``torchrun`` says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:

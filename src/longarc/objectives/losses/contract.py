@@ -101,7 +101,7 @@ class Loss(nn.Module):
         )
 
     def denominator(self, target: Tensor, classes: int) -> Tensor:
-        """Return what the mean divides by, a float64 scalar.
+        """Return what the mean divides by, a float64 scalar (float32 on Apple's MPS).
 
         It adds up over batches: the sums of several batches over the sum of their denominators is
         the mean over all their examples, which is what accumulated gradients need.
@@ -110,9 +110,8 @@ class Loss(nn.Module):
         >>> Loss().denominator(torch.tensor([0, 1, -100]), classes=2)
         tensor(2., dtype=torch.float64)
         """
-        keep, soft = _soft_labels(
-            target, classes, torch.float64, self.multi_label, self.ignore_index
-        )
+        exact = torch.float32 if target.device.type == "mps" else torch.float64
+        keep, soft = _soft_labels(target, classes, exact, self.multi_label, self.ignore_index)
         return torch.where(keep, self.example_weights(soft), 0).sum()
 
 
