@@ -51,6 +51,7 @@ def test_a_bad_table(longarc, tiny_model, tmp_path, name, verb):
         (["{data}", "--model", "{dir}"], ["config.json"]),
         (["{data}", "--max-length", "65"], ["65", "64"]),
         (["{data}", "--validation-fraction", "1.5"], ["1.5", "between"]),
+        (["{data}", "--seed", "-1"], ["--seed is -1", "between"]),
         (["{data}", "--test", "{dir}/nothing.csv"], ["nothing.csv"]),
         (["{data}", "--freeze", "--head-start", "scratch"], ["--freeze", "scratch"]),
         (["{data}", "--resume", "--overwrite"], ["--resume", "--overwrite"]),
@@ -66,6 +67,18 @@ def test_a_bad_option_value(longarc, tickets, tiny_model, tmp_path, words, expec
         assert part in err
     assert printed.count("Traceback") == 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_file_with_the_other_kind_of_labels(longarc, tickets, tiny_model, tmp_path, name):
+    lists = tmp_path / "lists.jsonl"
+    lists.write_text('{"body": "pump oil", "topic": ["pump"]}\n' * 4)
+    run = tmp_path / "run"
+    given = ("--model", tiny_model, "--out", run, f"--{name}", lists)
+    status, _, err = longarc("train", tickets, "--text", "body", "--label", "topic", *given)
+    assert status == 1
+    assert "The labels are lists such as ['pump']" in err
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,29 @@ def test_a_fault_far_down_is_found(tmp_path):
         list(batches)
 
 
+def test_a_damaged_parquet_file_is_refused_wherever_the_damage_is(tmp_path):
+    columns = {"body": [f"text {i}" for i in range(5000)], "topic": ["x", "y"] * 2500}
+    path = tmp_path / "whole.parquet"
+    pd.DataFrame(columns).to_parquet(path)
+    whole = path.read_bytes()
+    for start, stop in ((200, 5000), (len(whole) - 300, len(whole) - 8), (0, len(whole))):
+        damaged = bytearray(whole)
+        damaged[start:stop] = bytes(byte ^ 0x5A for byte in whole[start:stop])
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"whole\.parquet.*damaged"):
+            rows(open_table(path))
+
+
+def test_half_of_a_surrogate_pair_in_json_becomes_the_replacement_character(tmp_path):
+    path = tmp_path / "half.jsonl"
+    lines = [r'{"body": "a\ud83d b", "topic": ["\uDE00"]}', r'{"body": "\ud83d\ude00"}']
+    path.write_text("\n".join(lines))
+    assert rows(open_table(path)) == {
+        "body": ["a\ufffd b", "\U0001f600"],
+        "topic": [["\ufffd"], None],
+    }
+
+
 def test_missing_sources(tmp_path):
     write_csv(tmp_path / "tickets.csv", ROWS)
     with pytest.raises(DataError, match=r"does not exist\. Did you mean tickets\.csv\?"):

@@ -224,6 +224,44 @@ def test_usable_length_is_what_the_model_takes(architecture, saved_encoder):
             model(input_ids=torch.full((1, length + 1), 7))
 
 
+CODE = """
+import torch
+from transformers import BertConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+class OwnConfig(BertConfig):
+    model_type = "bert"
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids=None, **inputs):
+        return BaseModelOutput(last_hidden_state=self.table(input_ids))
+"""
+
+
+def test_a_model_with_its_own_code(tmp_path, monkeypatch):
+    """It would come back as transformers' BERT, with other weights, if it were saved."""
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    monkeypatch.syspath_prepend(cache)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.py").write_text(CODE)
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    config = {"model_type": "bert", "hidden_size": 8, "vocab_size": 30, "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {"table.weight": torch.zeros(30, 8)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"its own code.*--pooling cls"):
+        load_classifier(folder, labels=LABELS, trust_remote_code=True)
+
+
 @pytest.mark.real
 def test_the_packaged_model():
     model = load_classifier("minilm", labels=LABELS)

@@ -146,3 +146,14 @@ def test_early_stopping_keeps_its_patience(tiny, tmp_path):
         if isinstance(callback, EarlyStoppingCallback)
     ]
     assert counters == [2]
+
+
+def test_a_run_that_stopped_early_makes_no_further_step(tiny, tmp_path):
+    """Killed after its last step, while it was evaluated: what is left is to choose the best."""
+    options = {"learning_rate": 1e-12, "patience": 2, "num_train_epochs": 5}
+    whole = tiny.make_resumable(tmp_path, **options)
+    whole.train()
+    resumed = tiny.resume(tmp_path, **options)
+    assert resumed.state.global_step == whole.state.global_step == 10
+    assert resumed.state.best_global_step == whole.state.best_global_step
+    assert same_weights(resumed.model.state_dict(), whole.model.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,19 @@ def read_parquet(path: Path) -> tuple[list[str], Batches, list[str]]:
     """Columns, a reader of batches, and notes of a Parquet file.
 
     Columns that `datasets` marked as ``ClassLabel`` give names, not numbers.
+
+    Raises:
+        DataError: no rows, repeated column names, or a file that is not Parquet or is damaged, also
+            further down.
     """
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns, rows, schema = (
-                file.schema_arrow.names,
-                file.metadata.num_rows,
-                file.schema_arrow,
-            )
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(
-            f"{path} is not a Parquet file, or damaged ({str(error).splitlines()[0]}). "
-            "Write or download it again."
-        ) from error
+    with _readable_parquet(path), parquet.ParquetFile(path) as file:
+        columns, rows, schema = (
+            file.schema_arrow.names,
+            file.metadata.num_rows,
+            file.schema_arrow,
+        )
     _check(str(path), columns, rows)
     class_names: dict[str, list[str]] = {}
     if b"ClassLabel" in (schema.metadata or {}).get(b"huggingface", b""):
@@ -39,12 +37,28 @@ def read_parquet(path: Path) -> tuple[list[str], Batches, list[str]]:
         class_names = _class_names(Features.from_arrow_schema(schema))
 
     def batches(size: int, wanted: list[str]) -> Iterator[dict[str, list[Any]]]:
-        with parquet.ParquetFile(path) as file:
+        with _readable_parquet(path), parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=size, columns=wanted):
                 values = batch.to_pydict()
                 yield {name: _named(values[name], class_names.get(name)) for name in wanted}
 
     return columns, batches, []
+
+
+@contextmanager
+def _readable_parquet(path: Path) -> Iterator[None]:
+    """Say which file is damaged; pyarrow has an OSError without a number for some kinds of it."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # no permission, a failing disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{path} is not a Parquet file, or damaged ({reason}). Write or download it again."
+        ) from error
 
 
 def read_dataset(

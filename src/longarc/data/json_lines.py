@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,9 @@ from longarc.errors import DataError
 
 # Objects need not all have the same keys. Those of the first so many rows are the columns.
 _ROWS_FOR_COLUMNS = 1000
+
+# JSON can spell half of a surrogate pair, which is no character: nothing could be written with it.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json_lines(
@@ -71,10 +75,18 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}, line {number}: a JSON {type(value).__name__}, where an object such "
                     'as {"text": "…", "label": "…"} was expected on every line.'
                 )
+            if _HALF.search(line):
+                value = _whole_characters(value)
             if lines.found:
                 refuse_suspect_cells(path, f"row {row} (line {number})", value.items())
                 refuse_suspect_cells(path, f"row {row} (line {number})", [("?", line)])
             yield value
+
+
+def _whole_characters(row: dict[str, Any]) -> dict[str, Any]:
+    """The object with each lone half of a surrogate pair replaced by U+FFFD."""
+    written = json.dumps(row, ensure_ascii=False).encode("utf-16", "surrogatepass")
+    return json.loads(written.decode("utf-16", "replace"))
 
 
 def _array_error(path: Path) -> DataError:

@@ -39,7 +39,11 @@ def check_writable(path: str | Path) -> Path:
 def table_writer(path: str | Path) -> Iterator[Rows]:
     r"""Write batches of columns into one file that appears when the block ends without an error.
 
-    The first batch fixes the columns. Parquet takes its types from it too; later batches are cast.
+    The first batch fixes the columns. Parquet takes its types from it too; later batches are cast,
+    and a column that has no value yet becomes strings.
+
+    Raises:
+        DataError: Parquet, and a column holds values of different kinds.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "out.csv"
@@ -58,12 +62,23 @@ def table_writer(path: str | Path) -> Iterator[Rows]:
                 if path.suffix.lower() == ".jsonl":
                     yield lambda columns: _json_lines(file, columns)
                 else:
-                    out = csv.writer(
-                        file,
-                        delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
-                        lineterminator="\n",
-                    )
-                    yield _csv_rows(out)
+                    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+                    yield _csv_rows(csv.writer(_UnixLines(file), delimiter=delimiter))
+
+
+class _UnixLines:
+    r"""Takes rows that end in \r\n and writes them with \n.
+
+    Told to end rows in \n, ``csv`` before Python 3.13 leaves a lone \r inside a field unquoted, and
+    whoever reads the file sees two rows.
+    """
+
+    def __init__(self, file: Any):
+        self.file = file
+
+    def write(self, row: str) -> None:
+        """Write one row."""
+        self.file.write(row.removesuffix("\r\n") + "\n")
 
 
 def _csv_rows(out: Any) -> Rows:
@@ -100,10 +115,13 @@ def _parquet(path: Path) -> Iterator[Rows]:
 
     def write(columns: dict[str, list[Any]]) -> None:
         nonlocal writer
-        table = pa.table(columns)
+        arrays = {name: _array(name, values) for name, values in columns.items()}
         if writer is None:
-            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table.cast(writer.schema))
+            schema = pa.schema({name: array.type for name, array in arrays.items()})
+            writer = pq.ParquetWriter(path, schema, compression="zstd")
+        for name, array in arrays.items():
+            arrays[name] = _cast(name, array, writer.schema.field(name).type)
+        writer.write_table(pa.table(arrays, schema=writer.schema))
 
     try:
         yield write
@@ -112,3 +130,32 @@ def _parquet(path: Path) -> Iterator[Rows]:
     finally:
         if writer is not None:
             writer.close()
+
+
+def _array(name: str, values: list[Any]) -> Any:
+    import pyarrow as pa
+
+    try:
+        array = pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise _mixed(name, error) from error
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+
+
+def _cast(name: str, array: Any, wanted: Any) -> Any:
+    import pyarrow as pa
+
+    if not array.null_count < len(array):
+        return pa.nulls(len(array), wanted)
+    try:
+        return array.cast(wanted)
+    except pa.ArrowException as error:
+        raise _mixed(name, error) from error
+
+
+def _mixed(name: str, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"column {name!r} cannot be written as Parquet, where a column has values of one kind: "
+        f"{reason}. Write a .jsonl or .csv file."
+    )

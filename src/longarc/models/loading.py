@@ -135,6 +135,11 @@ def load_classifier(
             _refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
             return model
         encoder, found = AutoModel.from_pretrained(source, **loading)
+        if type(encoder).__module__.startswith("transformers_modules."):
+            raise ModelError(
+                f"the model {source} comes with its own code, with which the mean-pooled head "
+                "cannot be saved. Use --pooling cls, or a model that transformers knows."
+            )
         _refuse_missing(source, found["missing_keys"])
         return from_encoder(encoder, **head)
 
@@ -173,7 +178,7 @@ def _refuse_missing(source: str, names: Iterable[str], *, pooler: bool = False) 
         )
 
 
-def usable_length(source: str | Path) -> int | None:
+def usable_length(source: str | Path, *, trust_remote_code: bool = False) -> int | None:
     """Tokens a model's positions allow, special tokens included; None where nothing limits them.
 
     RoBERTa's family keeps two rows of its table for padding, so 514 rows carry 512 tokens.
@@ -187,7 +192,9 @@ def usable_length(source: str | Path) -> int | None:
         from transformers import AutoConfig
 
         with readable_errors(str(source)):
-            known = AutoConfig.from_pretrained(resolve_model(source)).to_dict()
+            known = AutoConfig.from_pretrained(
+                resolve_model(source), trust_remote_code=trust_remote_code
+            ).to_dict()
     rows = known.get("max_position_embeddings")
     if rows is None or rows <= 0:
         return None
@@ -196,7 +203,7 @@ def usable_length(source: str | Path) -> int | None:
 
 _OFFSET_FAMILIES = {
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm",
-    "data2vec-text", "mpnet", "longformer", "xmod",
+    "data2vec-text", "mpnet", "longformer", "xmod", "ibert", "luke", "esm", "lilt", "markuplm",
 }  # fmt: skip
 
 

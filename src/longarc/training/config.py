@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -100,11 +101,14 @@ class TrainConfig:
             "layer_decay": (0, 1), "weight_decay": (0, None), "warmup": (0, 1),
             "max_grad_norm": (0, None), "patience": (0, None), "checkpoint_minutes": (0, None),
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
+            "seed": (0, 2**32 - 1),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is None:
                 continue
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise OptionError(f"--{name.replace('_', '-')} is {value!r}: expected a number.")
             if not low <= value <= (high if high is not None else float("inf")):
                 bound = f"between {low} and {high}" if high is not None else f"at least {low}"
                 raise OptionError(f"--{name.replace('_', '-')} is {value}: expected {bound}.")

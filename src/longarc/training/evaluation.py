@@ -45,11 +45,16 @@ def score_decisions(examples: Examples, space: LabelSpace, predicted: np.ndarray
 
 
 def macro_f1(target: np.ndarray, predicted: np.ndarray) -> float:
-    """Macro-F1 over the classes that occur in ``target``; rows of class −1 or −100 do not count."""
+    """Macro-F1 over the classes that occur in ``target``; rows of class −1 or −100 do not count.
+
+    0 if no class occurs.
+    """
     from sklearn.metrics import f1_score
 
     if target.ndim == 2:
         present = np.flatnonzero(target.any(axis=0))
+        if not len(present):
+            return 0.0
         target, predicted = target.astype(int), predicted.astype(int)
         scores = f1_score(target, predicted, labels=present, average=_EACH, zero_division=_ZERO)
         return float(np.mean(scores))

@@ -74,6 +74,8 @@ def prepare(
             seed=config.seed,
         )
         space = LabelSpace.from_labels(splits.train.labels)
+        for part in parts.values():  # a file of its own may have the other kind of labels
+            space.encode((part.labels or [])[:1])
         config = _settle_loss(config, space)
         check = check_splits(splits, space, tokenizer=tokenizer, max_length=config.max_length)
         if refuse and check.errors:
@@ -104,7 +106,7 @@ def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Example
 
 
 def _length(config: TrainConfig) -> int:
-    allowed = usable_length(config.model)
+    allowed = usable_length(config.model, trust_remote_code=config.trust_remote_code)
     if config.max_length is None:
         return min(allowed or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if allowed is not None and config.max_length > allowed:

@@ -134,9 +134,19 @@ class Trainer(transformers.Trainer):
         return self._sampler
 
     def _run_epoch(self, *args: Any, **keywords: Any) -> None:
+        if self._stopped_early():
+            return  # a run that was interrupted after its last step has none left to make
         if self._sampler is not None:
             self._sampler.set_epoch(keywords["epoch"])
         super()._run_epoch(*args, **keywords)
+
+    def _stopped_early(self) -> bool:
+        """Whether early stopping's patience was used up before this run was resumed."""
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, transformers.EarlyStoppingCallback)
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW, or what ``args.optim`` names, with a step size for each depth."""
