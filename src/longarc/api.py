@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from longarc.data.cells import as_text
 from longarc.data.columns import choose_columns
 from longarc.data.examples import read_examples
 from longarc.data.table import open_table
 from longarc.data.table_writer import check_writable, table_writer
-from longarc.errors import OptionError, close_matches
+from longarc.errors import DataError, OptionError, close_matches
 from longarc.files import write_text
 from longarc.report.card import model_card
 from longarc.report.html import write_report
@@ -72,6 +73,12 @@ def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> 
         name: str(value) if isinstance(value, Path) else value for name, value in options.items()
     }
     name = f"<{type(data).__name__} in memory>" if in_memory else str(data)
+    for part in ("validation", "test"):
+        if not isinstance(values.get(part), str | None):
+            raise OptionError(
+                f"{part} is a {type(values[part]).__name__}; expected the path of a table or a Hub "
+                "id. Save it to a file first, or let a part of the data stand for it."
+            )
     config = TrainConfig(data=name, out=str(out), **values)
     return run_training(
         config, data=data if in_memory else None, console=Console() if verbose else None
@@ -155,7 +162,7 @@ class Run:
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         if isinstance(texts, str):
             raise OptionError("predict takes a list of texts, found one string. Use [text].")
-        return self.predictor.logits(list(texts))
+        return self.predictor.logits(_as_texts(texts, "texts"))
 
     def evaluate(
         self, data: Any, *, text: str | None = None, label: str | None = None
@@ -167,8 +174,8 @@ class Run:
         """
         examples, _ = read_examples(
             data,
-            text=text or self._column(data, self.config.text),
-            label=label or self._column(data, self.config.label),
+            text=text or self.config.text,
+            label=label or self.config.label,
             label_separator=self.config.label_separator,
         )
         return score(examples, self.labels, self._logits(examples.texts))
@@ -189,10 +196,9 @@ class Run:
         """
         out = check_writable(out)
         table = open_table(data)
-        column = choose_columns(
-            table, text or self._column(table, self.config.text), need_label=False
-        ).text
-        added = ["prediction", "confidence", *(f"p({name})" for name in self.labels.names)]
+        column = choose_columns(table, text or self.config.text, need_label=False).text
+        chances_of = [f"p({name})" for name in self.labels.names] if with_probabilities else []
+        added = ["prediction", "confidence", *chances_of]
         if taken := [name for name in added if name in table.columns]:
             raise OptionError(
                 f"{table.name} already has a column '{taken[0]}', which the prediction would "
@@ -200,28 +206,31 @@ class Run:
             )
         several = self.labels.multi_label
         rows = self.predictor.batch_size * self.predictor.CHUNK
+        done = 0
         with table_writer(out) as write:
             for batch in table.batches(rows):
-                texts = ["" if value is None else str(value) for value in batch[column]]
+                texts = _as_texts(batch[column], f"{table.name}, column {column!r}", done)
+                done += len(texts)
                 logits = self.predictor.logits(texts, advance)
                 chances = probabilities(logits, multi_label=several)
                 batch["prediction"] = self.labels.decode(decisions(logits, multi_label=several))
                 batch["confidence"] = confidence(chances, multi_label=several).round(6).tolist()
-                if with_probabilities:
-                    for name, values in zip(self.labels.names, chances.T, strict=True):
-                        batch[f"p({name})"] = values.round(6).tolist()
+                for name, values in zip(chances_of, chances.T, strict=False):
+                    batch[name] = values.round(6).tolist()
                 write(batch)
         return out
-
-    def _column(self, source: Any, trained_on: str | None) -> str | None:
-        """The training's column where the table has it; else let it be guessed or refused."""
-        table = (
-            source
-            if hasattr(source, "columns") and hasattr(source, "batches")
-            else open_table(source)
-        )
-        return trained_on if trained_on in table.columns else None
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
         return write_report(self.path, Path(out) if out is not None else None)
+
+
+def _as_texts(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
+    """Cells as training reads them: a missing one is an empty text, a list is refused."""
+    texts: list[str] = []
+    for value in values:
+        try:
+            texts.append(as_text(value))
+        except ValueError as error:
+            raise DataError(f"{where}, row {before + len(texts) + 1}: {error}.") from error
+    return texts

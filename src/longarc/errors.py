@@ -30,6 +30,10 @@ class RunError(LongarcError):
     """A run folder is missing, incomplete, in the way, or does not fit the request."""
 
 
+class Interrupted(LongarcError):  # noqa: N818  (what happened is no error)
+    """The user stopped a run; its state is saved, and the message says how to go on."""
+
+
 def close_matches(name: str, choices: Iterable[str]) -> str:
     """A sentence for an error about an unknown name: the likely one first, then all of them.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import longarc as package
+
 BAD_TABLES = {
     "empty file": (b"", ["is empty"]),
     "header only": (b"body,topic\n", ["header", "no rows"]),
@@ -123,3 +125,30 @@ def test_verbs_on_what_is_no_run(longarc, tickets, tmp_path, verb):
         assert status == 1
         assert expected in err
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_an_unknown_key_in_a_config_file(longarc, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("data: a.csv\nout: r\nmax_lenght: 3\n")
+    status, _, err = longarc("train", "--config", config)
+    assert status == 2
+    assert "Did you mean --max-length" in err
+
+
+def test_a_separator_is_taken_as_typed(longarc, tiny_model, tmp_path):
+    table = tmp_path / "several.csv"
+    rows = "".join(f"pump oil {i},a#b\ntax law {i},c\n" for i in range(20))
+    table.write_text("text,tags\n" + rows)
+    words = ("--model", tiny_model, "--label-separator", "#", "--json")
+    status, printed, err = longarc("check", table, *words)
+    assert status == 0, err
+    assert '"count": 3' in printed
+
+
+def test_tables_in_memory_stand_for_data_alone(tiny_model, tmp_path):
+    table = {"text": ["a", "b"] * 10, "label": ["x", "y"] * 10}
+    with pytest.raises(package.OptionError, match="test is a dict"):
+        package.fit(table, test=table, model=tiny_model, out=tmp_path / "run", verbose=False)
+    with pytest.raises(package.OptionError, match="Did you mean max_length"):
+        package.fit(table, max_lenght=3, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -110,3 +110,31 @@ def test_reports_of_several_runs(longarc, trained, tickets, tiny_model, tmp_path
     assert status == 0, err
     page = (tmp_path / json.loads(out)["path"]).read_text()
     assert "freeze" in page
+
+
+def test_a_missing_column_is_named_not_guessed(longarc, trained, tickets, tmp_path):
+    table = tmp_path / "renamed.csv"
+    table.write_text(tickets.read_text().replace("id,body,topic", "id,bodies,subject"))
+    status, _, err = longarc("predict", trained, table, "--out", tmp_path / "out.csv")
+    assert status == 1
+    assert "no column 'body'" in err
+    assert "bodies" in err
+    assert "--text" in err
+    status, _, err = longarc("evaluate", trained, table, "--text", "bodies")
+    assert status == 1
+    assert "no column 'topic'" in err
+    assert longarc("evaluate", trained, table, "--text", "bodies", "--label", "subject")[0] == 0
+
+
+def test_cells_are_read_as_in_training(trained, tmp_path):
+    run = package.open_run(trained)
+    empty = run.predict_proba([""])
+    table = {"body": [None, "", float("nan")]}
+    out = run.predict_table(table, tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    for row in rows:
+        assert row["confidence"] == pytest.approx(empty.max(), abs=1e-4)
+    with pytest.raises(package.DataError, match="row 2"):
+        run.predict_table({"body": ["a", ["a", "list"]]}, tmp_path / "list.jsonl")
+    with pytest.raises(package.OptionError, match=r"\[text\]"):
+        run.predict("one string")

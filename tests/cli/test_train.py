@@ -201,9 +201,13 @@ def test_resuming_with_other_options_or_other_data_is_refused(longarc, trained, 
     status, _, err = longarc("train", "--out", run, "--resume", "--learning-rate", "1")
     assert status == 1
     assert "learning_rate: 0.003 then, 1.0 now" in err
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("processes: 1", "processes: 2"))
+    status, _, err = longarc("train", "--out", run, "--resume")
+    assert status == 1
+    assert "started with 2 processes" in err
     moved = tmp_path / "tickets.csv"
     moved.write_text(tickets.read_text() + "999,one more row,pump\n")
-    config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(tickets), str(moved)))
     status, _, err = longarc("train", "--out", run, "--resume")
     assert status == 1

@@ -13,7 +13,7 @@ from longarc.data.labels import LabelSpace
 from longarc.errors import DataError
 from longarc.training import bootstrap
 from longarc.training.bootstrap import figures_from_counts, resampled_figures
-from longarc.training.metrics import evaluate_predictions, tail_recall
+from longarc.training.metrics import evaluate_predictions
 
 COUNTS = (300, 120, 60, 25, 8, 3)
 
@@ -401,18 +401,6 @@ def test_figures_from_counts_with_nothing_predicted():
     assert np.isnan(found["recall_tail"])
 
 
-# Tail recall
-
-
-def test_tail_recall_against_scikit_learn():
-    target, prediction, _ = single()
-    target[:5] = -1
-    counts = (500, 20, 21, 4, 20, 1)
-    recalls = reference.recall_score(target, prediction, labels=[1, 3, 4], average=None)
-    assert tail_recall(target, prediction, counts) == pytest.approx(recalls.mean())
-    assert tail_recall(target, prediction, counts, at_most=3) is None  # class 5 never occurs
-
-
 # Refusals
 
 
@@ -448,8 +436,6 @@ def test_refuses_what_are_no_probabilities(chances, message):
         evaluate_predictions([0, 1], [0, 1], space=space_of((5, 5)), probabilities=chances)
 
 
-def test_refuses_no_resamples_and_tails_that_do_not_match():
+def test_refuses_no_resamples():
     with pytest.raises(DataError, match="0 resamples"):
         evaluate_predictions([0, 1], [0, 1], space=space_of((5, 5)), resamples=0)
-    with pytest.raises(DataError, match=r"target has shape \(2,\) and the prediction \(1,\)"):
-        tail_recall([0, 1], [0], counts=[1, 2])

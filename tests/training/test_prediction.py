@@ -62,14 +62,6 @@ def test_more_texts_than_a_chunk(model, tokenizer, texts, expected):
     np.testing.assert_allclose(found, np.concatenate([expected, expected]), rtol=0, atol=1e-5)
 
 
-def test_stream_is_logits_in_pieces(model, tokenizer, texts):
-    made = predictor(model, tokenizer, batch_size=1)
-    pieces = list(made.stream(iter(texts * 2)))
-    assert [len(piece) for piece in pieces] == [64, 2 * len(texts) - 64]
-    np.testing.assert_array_equal(np.concatenate(pieces), made.logits(texts * 2))
-    assert list(made.stream([])) == []
-
-
 def test_no_texts(model, tokenizer):
     made = predictor(model, tokenizer)
     assert made.logits([]).shape == (0, 3)

@@ -79,5 +79,6 @@ def run(words: Sequence[str]) -> int:
             ]
         ),
         markup=False,
+        soft_wrap=True,
     )
     return 0

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from longarc.errors import LongarcError, close_matches
+from longarc.errors import Interrupted, LongarcError, close_matches
 from longarc.version import __version__
 
 VERBS = {
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return module.run(rest) or 0
     except LongarcError as error:
         print(f"longarc: {error}", file=sys.stderr)
-        return 130 if type(error).__name__ == "Interrupted" else 1
+        return 130 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         print("longarc: stopped.", file=sys.stderr)
         return 130

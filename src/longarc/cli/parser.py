@@ -26,10 +26,12 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the message, with close matches for an unknown option, and exit."""
-        unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-        if unknown and unknown[1].startswith("-"):
+        unknown = re.search(r"[Uu]nrecognized arguments: (-\S+)", message)
+        in_file = re.search(r"Option '(\S+)' is not accepted", message)
+        if unknown or in_file:
             known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
-            message = f"no option {unknown[1]}. {near(unknown[1], known)}"
+            name = unknown[1] if unknown else f"--{in_file[1].replace('_', '-')}" if in_file else ""
+            message = f"no option {name}. {near(name, known)}"
         missing = re.search(r"arguments are required: (.+)", message)
         if missing:
             names = [self._called(name) for name in missing[1].split(", ")]
@@ -63,7 +65,13 @@ def add_options(parser: Parser, names: Sequence[str]) -> None:
             yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
             parser.add_argument(flag, action=yes_no, default=default, help=text)
         else:
-            parser.add_argument(flag, type=types[field.name], default=default, help=text)
+            kind = as_typed if types[field.name] == str | None else types[field.name]
+            parser.add_argument(flag, type=kind, default=default, help=text)
+
+
+def as_typed(value: object) -> str | None:
+    """The option as it was typed: read as YAML, a separator ``#`` would be a comment."""
+    return None if value is None else str(value)
 
 
 def shown_command(*words: object) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from longarc.cli.parser import Parser, add_options, shown_command
 from longarc.training.config import TrainConfig
@@ -29,11 +30,12 @@ def run(words: Sequence[str]) -> int:
         print(json.dumps(finished.metrics, ensure_ascii=False))
         return 0
     print_metrics(finished.metrics, console)
-    console.print(f"report   {finished.path / 'report.html'}", highlight=False)
+    plain: dict[str, Any] = {"markup": False, "soft_wrap": True}
+    console.print(f"report   {finished.path / 'report.html'}", **plain)
     command = shown_command(
         "longarc", "predict", finished.path, "NEW.csv", "--out", "predicted.csv"
     )
-    console.print(f"predict  {command}", highlight=False)
+    console.print(f"predict  {command}", **plain)
     return 0
 
 

@@ -51,7 +51,10 @@ def choose_columns(
     """
     for name in (text, label):
         if name is not None and name not in table.columns:
-            raise DataError(f"{table.name} has no column {name!r}. {_known(name, table.columns)}")
+            raise DataError(
+                f"{table.name} has no column {name!r}. {_known(name, table.columns)} "
+                "Name the column with --text or --label."
+            )
     if text is not None and text == label:
         raise DataError(f"Column {text!r} is named as both text and label. Name two columns.")
     guessed = []

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from longarc.data.examples import Examples
 from longarc.data.terminal import print_check
-from longarc.errors import LongarcError, RunError
+from longarc.errors import Interrupted, ModelError, RunError
 from longarc.files import whole_folder, write_json
 from longarc.models.head import final_linear
 from longarc.models.loading import load_classifier
@@ -48,8 +48,11 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-class Interrupted(LongarcError):  # noqa: N818  (what happened is no error)
-    """The user stopped the run; its state is saved. The message says how to go on."""
+# Model outputs that evaluation must not collect: they are as long as the documents.
+_UNUSED = [
+    "hidden_states", "attentions", "past_key_values", "encoder_last_hidden_state",
+    "encoder_hidden_states", "encoder_attentions", "cross_attentions",
+]  # fmt: skip
 
 
 def train(config: TrainConfig, *, data: Any = None, console: Console | None = None) -> RunFolder:
@@ -106,6 +109,8 @@ class _Job:
             trust_remote_code=self.config.trust_remote_code,
         )
         self.model.to(self.args.device)
+        if self.config.head_start == "probe":
+            final_linear(self.model)  # refuses a model without one before anything is written
         self.predictor = Predictor(
             self.model,
             self.prepared.tokenizer,
@@ -127,6 +132,11 @@ class _Job:
             if self.main:
                 self._finish()
             self._wait()
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"the {self.args.device.type} ran out of memory. Use a smaller --batch-size with a "
+                "larger --accumulation (the same update), or a smaller --max-length."
+            ) from error
         except Exception as error:
             if "No space left on device" in str(error) or "os error 28" in str(error):
                 raise RunError(self._full_disk()) from error
@@ -140,9 +150,11 @@ class _Job:
     def _open_folder(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
         self._refuse_full_disk(parameters)
-        encoder = getattr(self.model, self.model.base_model_prefix)
         origin = describe_origin(
-            self.prepared.data_sha256, encoder=type(encoder).__name__, parameters=parameters
+            self.prepared.data_sha256,
+            encoder=type(self.model.base_model).__name__,
+            parameters=parameters,
+            processes=self.args.world_size * max(1, self.args.n_gpu),
         )
         create_run_folder(self.config, origin)
         self.space.save(self.folder.labels_file)
@@ -248,7 +260,7 @@ class _Job:
 
             trainer.remove_callback(PrinterCallback)
             try:
-                trainer.train(resume_from_checkpoint=resume_from)
+                trainer.train(resume_from_checkpoint=resume_from, ignore_keys_for_eval=_UNUSED)
             finally:
                 interruption.restore()
         if interruption.stopped:
@@ -341,6 +353,7 @@ class _Job:
             average_tokens_across_devices=False,
             remove_unused_columns=False,
             label_names=["labels"],
+            ddp_timeout=7 * 24 * 3600,  # the others wait while the first fits the baselines
             dataloader_pin_memory=device.type != "cpu",
             disable_tqdm=True,
             report_to="none",
@@ -369,6 +382,8 @@ class _Job:
         )
 
     def _how_to_resume(self) -> str:
+        if self.config.data.startswith("<"):
+            return "Go on with: longarc.fit(the same data and options, resume=True)"
         config = shlex.quote(str(self.folder.config_file))
         return f"Go on with: longarc train --config {config} --resume"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -112,38 +112,6 @@ def evaluate_predictions(
         "reliability": reliability,
         "unseen_labels": {str(name): int(count) for name, count in (unseen or {}).items()},
     }
-
-
-def tail_recall(
-    target: ArrayLike, prediction: ArrayLike, counts: Sequence[int], at_most: int = 20
-) -> float | None:
-    """Mean recall of the classes with few training examples that occur in ``target``.
-
-    Args:
-        target: (N,) class codes; −1, a class unseen in training, does not count.
-        prediction: (N,) class codes.
-        counts: (C,) training examples of each class.
-        at_most: classes with so many or fewer; 20 as in the few-shot split of long-tail benchmarks
-            (Liu et al., 2019, arXiv 1904.05160).
-
-    Returns:
-        None if no such class occurs.
-
-    Raises:
-        DataError: the codes are not two lists of the same length.
-
-    >>> tail_recall([0, 1, 1, 2], [0, 1, 0, 2], counts=[500, 20, 3])
-    0.75
-    """
-    truth, answer = np.asarray(target), np.asarray(prediction)
-    if truth.ndim != 1 or truth.shape != answer.shape:
-        raise DataError(
-            f"The target has shape {truth.shape} and the prediction {answer.shape}. Expected (N,) "
-            "both: a class code for each document."
-        )
-    rare = np.flatnonzero(np.asarray(counts) <= at_most)
-    recalls = [np.mean(answer[truth == code] == code) for code in np.intersect1d(rare, truth)]
-    return float(np.mean(recalls)) if recalls else None
 
 
 def _codes(found: ArrayLike, space: LabelSpace, what: str, *, lowest: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -77,17 +77,6 @@ class Predictor:
     ) -> np.ndarray:
         """(N, d) float32: what enters the final linear layer, without dropout."""
         return self._run(texts, features=True, advance=advance)
-
-    def stream(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Logits in chunks of at most 64 batches; memory does not grow with the number of texts."""
-        chunk: list[str] = []
-        for text in texts:
-            chunk.append(text)
-            if len(chunk) == self.batch_size * self.CHUNK:
-                yield self.logits(chunk)
-                chunk = []
-        if chunk:
-            yield self.logits(chunk)
 
     @torch.inference_mode()
     def _run(

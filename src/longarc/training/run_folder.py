@@ -144,6 +144,8 @@ def refuse_existing(config: TrainConfig) -> None:
         return
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
+    if path.is_symlink() and config.overwrite:
+        raise RunError(f"{path} is a link: name the folder it leads to, {path.resolve()}.")
     if not path.is_dir():
         raise RunError(f"{path} is a file. Name another folder with --out.")
     if not (path / "config.yaml").is_file():
@@ -180,6 +182,12 @@ def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFol
             raise RunError(
                 f"the texts or labels of {config.data} have changed since the run in {folder.path} "
                 "started. Restore them, or start anew with --overwrite."
+            )
+        then, now = (origin.get("processes") for origin in (folder.provenance(), provenance))
+        if then != now:
+            raise RunError(
+                f"the run in {folder.path} started with {then} processes or GPUs, and now there "
+                f"are {now}. Resume with as many, or start anew with --overwrite."
             )
         return folder
     if config.overwrite and folder.path.exists():
