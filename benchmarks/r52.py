@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("test")
     parser.add_argument("--losses", nargs="+", default=["cross-entropy", "logit-adjusted"])
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", help="folder that keeps the runs")
@@ -48,6 +49,7 @@ def main() -> None:
                 out=folder / f"r52-{loss}",
                 loss=loss,
                 epochs=chosen.epochs,
+                learning_rate=chosen.learning_rate,
                 max_length=chosen.max_length,
                 validation_fraction=0.1,
                 seed=chosen.seed,
@@ -65,6 +67,7 @@ def main() -> None:
                     **{name: figures[name] for name in FIGURES},
                     tail_recall_20=_tail_recall(figures, all_train),
                     epochs=chosen.epochs if system == loss else None,
+                    learning_rate=chosen.learning_rate if system == loss else None,
                     max_length=chosen.max_length,
                     seed=chosen.seed,
                     minutes=round(minutes, 1) if system == loss else None,

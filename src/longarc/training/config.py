@@ -73,7 +73,7 @@ class TrainConfig:
     warmup: float = option(0.1, "part of the steps over which the step size rises")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 for never")
     patience: int = option(
-        2, "stop after this many epochs without a better validation macro-F1; 0 for never"
+        3, "stop after this many epochs without a better validation macro-F1; 0 for never"
     )
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto", "auto: bfloat16 arithmetic where the machine has it, float32 weights always"
