@@ -70,7 +70,8 @@ def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> 
             raise OptionError(f"fit has no option '{name}'. {close_matches(name, known)}")
     in_memory = not isinstance(data, str | Path)
     values: dict[str, Any] = {
-        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+        name: str(value) if isinstance(value, Path) else _plain(value)
+        for name, value in options.items()
     }
     name = f"<{type(data).__name__} in memory>" if in_memory else str(data)
     for part in ("validation", "test"):
@@ -195,6 +196,8 @@ class Run:
         each class, ``p(NAME)``. A column of that name in the table is refused.
         """
         out = check_writable(out)
+        if isinstance(data, str | Path) and Path(data).expanduser().resolve() == out.resolve():
+            raise OptionError(f"{out} is the table itself. Name another file for the predictions.")
         table = open_table(data)
         column = choose_columns(table, text or self.config.text, need_label=False).text
         chances_of = [f"p({name})" for name in self.labels.names] if with_probabilities else []
@@ -222,7 +225,12 @@ class Run:
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
-        return write_report(self.path, Path(out) if out is not None else None)
+        return write_report(self.path, Path(out).expanduser() if out is not None else None)
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's own, so that it can be written into config.yaml."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _as_texts(values: Iterable[Any], where: str, before: int = 0) -> list[str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+import numpy as np
 import pytest
 
 import longarc as package
+from longarc.cli.main import VERBS
 
 BAD_TABLES = {
     "empty file": (b"", ["is empty"]),
@@ -152,3 +157,86 @@ def test_tables_in_memory_stand_for_data_alone(tiny_model, tmp_path):
     with pytest.raises(package.OptionError, match="Did you mean max_length"):
         package.fit(table, max_lenght=3, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"freeze": "no"}, "--freeze is 'no': expected True or False"),
+        ({"batch_size": 1.5}, "--batch-size is 1.5: expected a whole number"),
+        ({"epochs": True}, "--epochs is True: expected a number"),
+        ({"loss_options": "tau=1"}, "expected a mapping"),
+        ({"text": 3}, "--text is 3: expected a string"),
+    ],
+)
+def test_python_options_of_the_wrong_kind(tiny_model, tmp_path, options, expected):
+    table = {"text": ["a", "b"] * 10, "label": ["x", "y"] * 10}
+    with pytest.raises(package.OptionError, match=re.escape(expected)):
+        package.fit(table, **{"model": tiny_model, "out": tmp_path / "run", **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_numpy_numbers_are_numbers(tiny_model, tmp_path):
+    table = {"text": [f"{w} {i}" for i in range(20) for w in "ab"], "label": ["x", "y"] * 20}
+    run = package.fit(
+        table, model=tiny_model, out=tmp_path / "run", freeze=np.bool_(True), verbose=False,
+        seed=np.int64(3), baseline=False, device="cpu",
+    )  # fmt: skip
+    assert package.open_run(run.path).config.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["same,a", "same,b"] * 9, "are the same"),
+        ([f"text {i},class {i}" for i in range(30)], "right label column"),
+    ],
+)
+def test_a_table_that_cannot_be_split_says_why(longarc, tiny_model, tmp_path, rows, expected):
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["body,topic", *rows]))
+    words = ("--text", "body", "--label", "topic", "--model", tiny_model, "--out", tmp_path / "r")
+    status, _, err = longarc("train", table, *words)
+    assert status == 1
+    assert expected in err
+
+
+def test_nothing_of_the_users_is_replaced_unasked(longarc, trained, tickets, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept = tmp_path / "kept.csv"
+    kept.write_text("mine")
+    status, _, err = longarc("predict", trained, tickets, "--out", "~/kept.csv")
+    assert status == 1
+    assert "--overwrite" in err
+    status, _, err = longarc("report", trained, "--out", kept)
+    assert status == 1
+    assert ".html" in err
+    assert kept.read_text() == "mine"
+    kept.write_text(tickets.read_text())
+    status, _, err = longarc("predict", trained, kept, "--out", kept, "--overwrite")
+    assert status == 1
+    assert "is the table itself" in err
+    assert kept.read_text() == tickets.read_text()
+    status, _, err = longarc("train", tickets, "--out", kept / "run")
+    assert status == 1
+    assert "is a file" in err
+
+
+def test_control_characters_of_labels_do_not_reach_the_terminal(longarc, tiny_model, tmp_path):
+    table = tmp_path / "t.jsonl"
+    rows = [{"text": f"oil {i}", "label": ["\x1b[31mred", "\u202eback"][i % 2]} for i in range(30)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, printed, err = longarc("check", table, "--model", tiny_model)
+    assert status == 0, err
+    assert "red" in printed
+    assert "\x1b" not in printed + err
+    assert "\u202e" not in printed + err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_speaks_of_options_not_of_python(longarc, verb):
+    status, printed, _ = longarc(verb, "--help")
+    assert status == 0
+    assert "example: longarc" in printed
+    for word in ("<function", "Literal[", "null", "provenance", "<class"):
+        assert word not in printed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from longarc.cli.parser import Parser, add_options
+from longarc.cli.parser import Parser, add_options, shown_command
 from longarc.training.config import TrainConfig
 
 OPTIONS = (
@@ -39,4 +39,7 @@ def run(words: Sequence[str]) -> int:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         print_check(found, console)
+        if not found.errors:
+            command = shown_command("longarc", "train", chosen.data, "--out", "runs/NAME")
+            console.print(f"train    {command}", markup=False, soft_wrap=True)
     return 1 if found.errors else 0

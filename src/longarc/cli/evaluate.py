@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from longarc.cli.parser import Parser
+from longarc.cli.parser import Parser, as_typed
 
 
 def run(words: Sequence[str]) -> int:
@@ -18,10 +18,10 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("data", type=str, help="table of texts and labels")
     parser.add_argument(
-        "--text", type=str | None, default=None, help="column of texts; default: as in training"
+        "--text", type=as_typed, default=None, help="column of texts; default: as in training"
     )
     parser.add_argument(
-        "--label", type=str | None, default=None, help="column of labels; default: as in training"
+        "--label", type=as_typed, default=None, help="column of labels; default: as in training"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     chosen = parser.parse_args(list(words))

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return module.run(rest) or 0
     except LongarcError as error:
-        print(f"longarc: {error}", file=sys.stderr)
+        from longarc.data.terminal import printable
+
+        print(f"longarc: {printable(str(error))}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         print("longarc: stopped.", file=sys.stderr)

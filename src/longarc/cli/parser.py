@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 from jsonargparse import ActionYesNo
@@ -16,12 +17,26 @@ from longarc.errors import close_matches
 from longarc.training.config import TrainConfig
 
 
+class PlainHelp(jsonargparse.DefaultHelpFormatter):
+    """Each option's sentence and its default: Python's types would say less to most readers."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        plain = action.option_strings and "help" not in action.dest
+        if plain and action.default not in (None, "", False, argparse.SUPPRESS):
+            text += " (default: %(default)s)"
+        return text
+
+
 class Parser(jsonargparse.ArgumentParser):
     """A verb's options; a wrong one is answered with those that come close, and exit status 2."""
 
     def __init__(self, verb: str, description: str, example: str):
         super().__init__(
-            prog=f"longarc {verb}", description=description, epilog=f"example: {example}"
+            prog=f"longarc {verb}",
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=PlainHelp,
         )
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -32,12 +47,32 @@ class Parser(jsonargparse.ArgumentParser):
             known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
             name = unknown[1] if unknown else f"--{in_file[1].replace('_', '-')}" if in_file else ""
             message = f"no option {name}. {near(name, known)}"
+        wrong = re.search(r"Parser key \"(\w+)\":", message)
+        if wrong and (action := self._action_of(wrong[1])):
+            given = re.search(r"(?:Got value|Given value|value): (.*)", message)
+            found = f" is {given[1].rstrip('.')}" if given else " cannot be read"
+            kind = {int: "a whole number: ", float: "a number: "}.get(
+                getattr(action, "_typehint", None) or action.type, ""
+            )
+            message = f"{self._called(wrong[1])}{found}. Expected {kind}{action.help}."
+            if action.choices or "Literal" in str(getattr(action, "_typehint", "")):
+                message += f" One of {self._choices_of(action)}."
+        elif message.startswith("Unexpected config:"):
+            message = "the --config file holds no options. Expected lines such as 'epochs: 3'."
         missing = re.search(r"arguments are required: (.+)", message)
         if missing:
             names = [self._called(name) for name in missing[1].split(", ")]
             message = f"missing {' and '.join(names)}. {self.epilog}"
         print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def _action_of(self, name: str) -> argparse.Action | None:
+        return next((a for a in self._actions if a.dest == name), None)
+
+    def _choices_of(self, action: argparse.Action) -> str:
+        return ", ".join(
+            map(str, get_args(getattr(action, "_typehint", None)) or action.choices or ())
+        )
 
     def _called(self, name: str) -> str:
         """An option as it is typed, a positional argument in capitals."""

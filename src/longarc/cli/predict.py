@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from longarc.cli.parser import Parser
+from longarc.cli.parser import Parser, as_typed
 
 
 def run(words: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def run(words: Sequence[str]) -> int:
         "--out", type=str, required=True, help="file to write: .csv, .tsv, .jsonl or .parquet"
     )
     parser.add_argument(
-        "--text", type=str | None, default=None, help="column of texts; default: as in training"
+        "--text", type=as_typed, default=None, help="column of texts; default: as in training"
     )
     parser.add_argument(
         "--no-probabilities", action="store_true", help="leave out the p(NAME) columns"
@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> int:
     from longarc.training.progress import Reporter
 
     quiet_libraries()
-    if Path(chosen.out).exists() and not chosen.overwrite:
+    if Path(chosen.out).expanduser().exists() and not chosen.overwrite:
         raise OptionError(
             f"{chosen.out} exists. Name another file, or replace it with --overwrite."
         )

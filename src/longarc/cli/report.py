@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from longarc.cli.parser import Parser
+from longarc.cli.parser import Parser, as_typed
 
 
 def run(words: Sequence[str]) -> int:
@@ -19,15 +19,22 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("runs", type=str, nargs="+", help="run folder, or several to compare")
     parser.add_argument(
         "--out",
-        type=str | None,
+        type=as_typed,
         default=None,
         help="file to write; default: RUN/report.html for one run, comparison.html for several",
     )
     parser.add_argument("--json", action="store_true", help="print the path as JSON")
     chosen = parser.parse_args(list(words))
+    from longarc.errors import OptionError
     from longarc.report.html import write_report
 
-    out = chosen.out or (None if len(chosen.runs) == 1 else "comparison.html")
-    path = write_report([Path(r) for r in chosen.runs], Path(out) if out else None)
+    name = chosen.out or (None if len(chosen.runs) == 1 else "comparison.html")
+    out = Path(name).expanduser() if name else None
+    if out and out.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(
+            f"{out} does not end in .html, and the report is a web page. "
+            f"Name it {out.with_suffix('.html')}, for example."
+        )
+    path = write_report([Path(run).expanduser() for run in chosen.runs], out)
     print(json.dumps({"path": str(path)}) if chosen.json else path)
     return 0

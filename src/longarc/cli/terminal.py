@@ -24,7 +24,10 @@ def quiet_libraries() -> None:
     if os.environ.get("LONGARC_DEBUG"):
         return
     import datasets
+    import huggingface_hub
     import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

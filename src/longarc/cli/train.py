@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -9,21 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from longarc.cli.parser import Parser, add_options, shown_command
+from longarc.objectives.losses.registry import check_loss_options
 from longarc.training.config import TrainConfig
+from longarc.training.run_folder import refuse_existing
 
 
 def run(words: Sequence[str]) -> int:
     """Parse, train, print the figures."""
     options = _parse(words)
+    as_json = options.pop("json")
+    config = TrainConfig(**options)
+    # What needs neither torch nor the data is refused in an instant; training checks it again.
+    config.validate()
+    if config.loss != "auto":
+        check_loss_options(config.loss)
+    refuse_existing(config)
     from longarc.api import run_training
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.terminal import print_metrics
     from longarc.training.trainer import is_main_process
 
     quiet_libraries()
-    as_json = options.pop("json")
     console = terminal(to_stderr=as_json)
-    finished = run_training(TrainConfig(**options), console=console)
+    finished = run_training(config, console=console)
     if not is_main_process():
         return 0
     if as_json:
@@ -53,7 +62,7 @@ def _parse(words: Sequence[str]) -> dict:
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "data"]
     add_options(parser, names)
     # A run's config.yaml also says where it came from; the options are read past it.
-    parser.add_argument("--provenance", type=dict | None, default=None, help="ignored")
+    parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     chosen = parser.parse_args(_with_saved_config(list(words)))
     options = {name: getattr(chosen, name) for name in [*names, "data"]} | {"json": chosen.json}

@@ -83,6 +83,7 @@ def make_splits(
     if not wanted:
         return Splits(examples, validation, test)  # pyright: ignore[reportArgumentType]
 
+    _refuse_uniform(examples)
     parts = _assign(examples, [1 - sum(wanted.values()), *wanted.values()], seed)
     made = {}
     for part, name in enumerate(["train", *wanted]):
@@ -94,6 +95,32 @@ def make_splits(
                 f"or give a {name} file."
             )
     return Splits(made["train"], validation or made["validation"], test or made.get("test"))
+
+
+def _refuse_uniform(examples: Examples) -> None:
+    """Name the usual reasons why a table cannot be split: mostly, a wrong column."""
+    texts = {text.strip() for text in examples.texts}
+    labels = {name for label in examples.labels or () for name in _names(label)}
+    if texts == {""}:
+        raise DataError(
+            f"All {len(examples)} texts of {examples.source} are empty. "
+            "Is it the right text column?"
+        )
+    if len(texts) == 1:
+        raise DataError(
+            f"All {len(examples)} texts of {examples.source} are the same. "
+            "Is it the right text column?"
+        )
+    if len(examples) > 2 and len(labels) >= len(texts):
+        raise DataError(
+            f"{examples.source} has {len(labels)} classes for {len(texts)} different texts, so "
+            "none can be held out. Is it the right label column? If so, merge classes or add "
+            "examples."
+        )
+
+
+def _names(label: str | list[str]) -> list[str]:
+    return [label] if isinstance(label, str) else label
 
 
 def _assign(examples: Examples, fractions: list[float], seed: int) -> np.ndarray:

@@ -12,7 +12,19 @@ if TYPE_CHECKING:
 
 _CLASSES_SHOWN = 10
 _BAR = 24
+_JOINERS = "\u200c\u200d"  # within Persian words and emoji
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def printable(text: str) -> str:
+    r"""Text from data as a terminal may show it: nothing that moves the cursor or turns the line.
+
+    >>> printable("a\x1b[31m\u202eb\nc")
+    'a�[31m�b c'
+    """
+    return "".join(
+        c if c.isprintable() or c in _JOINERS else " " if c in "\n\t" else "\ufffd" for c in text
+    )
 
 
 def print_check(result: CheckResult, console: Console) -> None:
@@ -40,7 +52,9 @@ def print_check(result: CheckResult, console: Console) -> None:
     if not result.findings:
         console.print("Nothing noteworthy was found.")
     for finding in result.findings:
-        line = Text.assemble((f"{finding.level:<8} ", _STYLES[finding.level]), finding.message)
+        line = Text.assemble(
+            (f"{finding.level:<8} ", _STYLES[finding.level]), printable(finding.message)
+        )
         console.print(Padding(line, 0), soft_wrap=False)
 
 
@@ -60,7 +74,7 @@ def _distribution(result: CheckResult) -> Table:
         :shown
     ]:
         bar = "█" * max(1, round(_BAR * count / space.counts[0]))
-        table.add_row(Text(name), f"{count:,}", Text(bar, "blue"), group)
+        table.add_row(Text(printable(name)), f"{count:,}", Text(bar, "blue"), group)
     if shown < len(space):
         rest = space.counts[shown:]
         span = f"{rest[-1]:,} to {rest[0]:,} each" if rest[0] != rest[-1] else f"{rest[0]:,} each"

@@ -96,7 +96,7 @@ def read_run(folder: str | Path) -> SavedRun:
     if not (folder / "metrics.json").is_file():
         raise RunError(
             f"{folder} has no metrics.json: its training has not ended. Go on with:"
-            f" longarc train --config {shlex.quote(str(folder / 'config.yaml'))} --resume"
+            f" longarc train --resume --out {shlex.quote(str(folder))}"
         )
     config_text = _read_text(folder / "config.yaml")
     try:

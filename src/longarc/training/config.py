@@ -6,7 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from longarc.errors import OptionError, close_matches
 
@@ -94,7 +95,8 @@ class TrainConfig:
     )
 
     def validate(self) -> None:
-        """Refuse values out of range, before any work. Raises OptionError."""
+        """Refuse values of the wrong kind or out of range, before any work: OptionError."""
+        self._check_kinds()
         ranges = {
             "validation_fraction": (0, 0.9), "test_fraction": (0, 0.9), "epochs": (0, None),
             "batch_size": (1, None), "accumulation": (1, None), "learning_rate": (0, None),
@@ -134,6 +136,23 @@ class TrainConfig:
             )
         if not self.out:
             raise OptionError("no run folder named. Add --out runs/NAME.")
+
+    def _check_kinds(self) -> None:
+        expected = {
+            bool: "True or False", int: "a whole number", float: "a number",
+            str: "a string", dict: "a mapping, such as {'tau': 0.5}",
+        }  # fmt: skip
+        for name, hint in get_type_hints(TrainConfig).items():
+            value = getattr(self, name)
+            kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            if (value is None and NoneType in kinds) or get_origin(hint) is Literal:
+                continue
+            kind = kinds[0]
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is {value!r}: expected {expected[kind]}."
+                )
 
     @property
     def run(self) -> Path:

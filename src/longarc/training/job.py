@@ -12,6 +12,7 @@ import json
 import math
 import shlex
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -259,6 +260,8 @@ class _Job:
             from transformers.trainer_callback import PrinterCallback
 
             trainer.remove_callback(PrinterCallback)
+            if resume_from:
+                self.reporter.say(f"going on from {Path(resume_from).name}")
             try:
                 trainer.train(resume_from_checkpoint=resume_from, ignore_keys_for_eval=_UNUSED)
             finally:
@@ -277,7 +280,7 @@ class _Job:
                 best_step=best,
                 seconds=round(self.reporter.seconds["training"], 1),
             )
-            if best == 0:
+            if best == 0 and trainer.state.global_step:
                 self.reporter.say(
                     "fine-tuning did not beat the linear probe on the validation split: the probe "
                     "was kept. Try a smaller --learning-rate or more data."
@@ -384,8 +387,7 @@ class _Job:
     def _how_to_resume(self) -> str:
         if self.config.data.startswith("<"):
             return "Go on with: longarc.fit(the same data and options, resume=True)"
-        config = shlex.quote(str(self.folder.config_file))
-        return f"Go on with: longarc train --config {config} --resume"
+        return f"Go on with: longarc train --resume --out {shlex.quote(str(self.folder.path))}"
 
     def _wait(self) -> None:
         if self.args.world_size > 1:

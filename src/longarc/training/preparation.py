@@ -77,6 +77,11 @@ def prepare(
         for part in parts.values():  # a file of its own may have the other kind of labels
             space.encode((part.labels or [])[:1])
         config = _settle_loss(config, space)
+        if columns.label in space.names:
+            reporter.say(
+                f"warning: the label column is called '{columns.label}', which is also a label. "
+                "Is the header missing?"
+            )
         check = check_splits(splits, space, tokenizer=tokenizer, max_length=config.max_length)
         if refuse and check.errors:
             raise DataError(" ".join(finding.message for finding in check.errors))

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from longarc.data.terminal import printable
+
 INTERVAL = 15.0
 """Seconds between the lines of a task whose output goes to a file or a pipe."""
 
@@ -33,7 +35,8 @@ class Reporter:
         """Print a line, or any rich object, above the bars."""
         if self.console is not None:
             wrap = not self.console.is_terminal  # a log file keeps a sentence on its line
-            self.console.print(*what, markup=False, soft_wrap=wrap)
+            shown = [printable(part) if isinstance(part, str) else part for part in what]
+            self.console.print(*shown, markup=False, soft_wrap=wrap)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

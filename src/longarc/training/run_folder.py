@@ -120,11 +120,10 @@ def open_run_folder(path: str | Path, *, complete: bool = True) -> RunFolder:
             f"{folder.path} is not a run folder: expected config.yaml in it, found {inside}."
         )
     if complete and not folder.complete:
-        data = shlex.quote(folder.config().data)
         raise RunError(
             f"the run in {folder.path} has not ended: it has no "
             f"{'model/' if not folder.model.is_dir() else 'metrics.json'}. "
-            f"Go on with: longarc train {data} --out {shlex.quote(str(folder.path))} --resume"
+            f"Go on with: longarc train --resume --out {shlex.quote(str(folder.path))}"
         )
     return folder
 
@@ -142,6 +141,9 @@ def refuse_existing(config: TrainConfig) -> None:
                 "--overwrite, or name another folder with --out."
             )
         return
+    blocked = next((p for p in path.parents if p.is_file()), None)
+    if blocked is not None:
+        raise RunError(f"{blocked} is a file, so no folder can be made in it. Name another --out.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if path.is_symlink() and config.overwrite:
@@ -176,7 +178,7 @@ def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFol
             )
             raise RunError(
                 f"the run in {folder.path} started with other options ({named}). Resume with the "
-                f"same ones: longarc train --config {folder.config_file} --resume"
+                f"same ones: longarc train --resume --out {shlex.quote(str(folder.path))}"
             )
         if folder.provenance().get("data_sha256") != provenance["data_sha256"]:
             raise RunError(
@@ -190,9 +192,18 @@ def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFol
                 f"are {now}. Resume with as many, or start anew with --overwrite."
             )
         return folder
-    if config.overwrite and folder.path.exists():
-        shutil.rmtree(folder.path)
+    if config.overwrite:
+        if folder.path.exists():
+            shutil.rmtree(folder.path)
+    else:
+        refuse_existing(config)  # again: preparation took a while
     folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.config_file.touch(exist_ok=False)
+    except FileExistsError:
+        raise RunError(
+            f"another run has just started in {folder.path}. Name another folder with --out."
+        ) from None
     values = dataclasses.asdict(config) | {"overwrite": False, "provenance": provenance}
     write_text(folder.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return folder
