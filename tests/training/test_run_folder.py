@@ -134,9 +134,7 @@ def test_a_damaged_config(tmp_path, text):
 
 def test_an_unfinished_run_says_how_to_go_on(tmp_path):
     create_run_folder(TrainConfig(data="my tickets.csv", out=str(tmp_path / "a run")), ORIGIN)
-    with pytest.raises(
-        RunError, match=r"has no model/.*train --resume --out '.*a run'"
-    ):
+    with pytest.raises(RunError, match=r"has no model/.*train --resume --out '.*a run'"):
         open_run_folder(tmp_path / "a run")
     (tmp_path / "a run" / "model").mkdir()
     with pytest.raises(RunError, match=r"has no metrics\.json"):
