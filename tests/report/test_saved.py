@@ -38,7 +38,7 @@ def test_optional_files_may_be_missing(copy):
 
 def test_unfinished_run_says_how_to_go_on(copy):
     (copy / "metrics.json").unlink()
-    with pytest.raises(RunError, match=r"no metrics.json.*longarc train --config .*--resume"):
+    with pytest.raises(RunError, match=r"no metrics.json.*longarc train --resume --out .*"):
         read_run(copy)
 
 

@@ -20,7 +20,7 @@ FULL: dict[str, Any] = {
     "head_start": "scratch",
     "learning_rate": 3e-4,
 }
-QUICK: dict[str, Any] = {"limit": 900, "max_length": 64, "epochs": 1}
+QUICK: dict[str, Any] = {"limit": 1200, "max_length": 128, "epochs": 1}
 
 
 def run(words: Sequence[str]) -> int:
