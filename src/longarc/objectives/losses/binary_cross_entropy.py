@@ -108,7 +108,7 @@ def binary_cross_entropy(
     tensor(0.6931)
     """
 
-    def mean_over_labels(z: Tensor, t: Tensor) -> Tensor:
+    def mean_over_labels(z: Tensor, t: Tensor, _: Tensor) -> Tensor:
         if pos_weight is not None:
             check_classes("pos_weight", pos_weight, z)
         return _mean_over_labels(z, t, None if pos_weight is None else pos_weight.to(z.dtype))

@@ -99,7 +99,7 @@ def class_weighted_cross_entropy(
     tensor(0.6931)
     """
 
-    def weighted(z: Tensor, t: Tensor) -> Tensor:
+    def weighted(z: Tensor, t: Tensor, _: Tensor) -> Tensor:
         check_classes("class_weights", class_weights, z)
         return soft_cross_entropy(z, class_weights.to(z.dtype) * t)
 

@@ -25,9 +25,10 @@ class Loss(nn.Module):
     """Base of every loss: logits and targets in, a loss out.
 
     A subclass implements ``per_example`` and, if some examples count more than others in the mean,
-    ``example_weights``. Class statistics are non-persistent integer buffers: ``.to()`` moves them,
-    ``.half()`` does not round them, and no checkpoint of a model that holds the loss carries them
-    (they come from the data, through the constructor).
+    ``example_weights``. One whose examples depend on each other, such as the F1 score of a batch,
+    implements ``in_batch`` instead. Class statistics are non-persistent integer buffers: ``.to()``
+    moves them, ``.half()`` does not round them, and no checkpoint of a model that holds the loss
+    carries them (they come from the data, through the constructor).
 
     ``forward(logits, target)`` takes
 
@@ -59,12 +60,24 @@ class Loss(nn.Module):
     tensor(0.5000)
     """
 
-    #: True where a row of the target may have any number of positive labels.
+    #: True where a row of the target may have any number of positive labels. A loss for both kinds
+    #: takes it as an argument.
     multi_label: bool = False
 
-    def __init__(self, *, reduction: Reduction = "mean", ignore_index: int = -100) -> None:
+    #: True where ``forward`` needs ``class_vectors`` (C, d), the rows of the last linear layer.
+    uses_class_vectors: bool = False
+
+    def __init__(
+        self,
+        *,
+        multi_label: bool | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+    ) -> None:
         super().__init__()
         _check_contract(reduction, ignore_index)
+        if multi_label is not None:
+            self.multi_label = multi_label
         self.reduction: Reduction = reduction
         self.ignore_index = ignore_index
 
@@ -75,6 +88,24 @@ class Loss(nn.Module):
         one-hot where indices were given. Rows to be ignored are zero in both.
         """
         raise NotImplementedError
+
+    def in_batch(self, logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return the loss of each example, (b,), where it may depend on the rest of the batch.
+
+        ``keep`` (b,) is true for the rows that count. The mean over these is the batch's loss.
+        """
+        return self.per_example(logits, target)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return what the logits (b, C) of a model trained with this loss say of the classes.
+
+        By default the softmax, or a sigmoid for each label.
+
+        >>> import torch
+        >>> Loss().probabilities(torch.zeros(1, 2))
+        tensor([[0.5000, 0.5000]])
+        """
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     def example_weights(self, target: Tensor) -> Tensor:
         """Return what each example adds to the mean's denominator, (b,): by default 1.
@@ -91,7 +122,7 @@ class Loss(nn.Module):
         ``reduction`` stands in for the loss's own in this call.
         """
         return apply_loss(
-            self.per_example,
+            self.in_batch,
             logits,
             target,
             example_weights=self.example_weights,
@@ -116,7 +147,7 @@ class Loss(nn.Module):
 
 
 def apply_loss(
-    per_example: Callable[[Tensor, Tensor], Tensor],
+    in_batch: Callable[[Tensor, Tensor, Tensor], Tensor],
     logits: Tensor,
     target: Tensor,
     *,
@@ -128,7 +159,7 @@ def apply_loss(
     """Apply a loss given as functions; the arguments are those of ``Loss`` and its methods.
 
     >>> import torch
-    >>> def squared(logits, target):
+    >>> def squared(logits, target, keep):
     ...     return (logits - target).square().sum(dim=1)
     >>> apply_loss(squared, torch.zeros(2, 3), torch.tensor([2, 0]), reduction="none")
     tensor([1., 1.])
@@ -143,7 +174,7 @@ def apply_loss(
         keep, soft = _soft_labels(target, z.shape[1], z.dtype, multi_label, ignore_index)
         # Before the mathematics, not after: zero times the gradient of an infinity is not zero.
         z = torch.where(keep[:, None], z, 0)
-        losses = torch.where(keep, per_example(z, soft), 0)
+        losses = torch.where(keep, in_batch(z, soft, keep), 0)
         if reduction == "none":
             return losses
         total = losses.sum()

@@ -61,7 +61,7 @@ def cross_entropy(
     """
     smoothing = check_number("label_smoothing", label_smoothing, below=1.0)
     return apply_loss(
-        lambda z, t: _smoothed(z, t, smoothing),
+        lambda z, t, _: _smoothed(z, t, smoothing),
         logits,
         target,
         reduction=reduction,

@@ -96,7 +96,7 @@ def logit_adjusted_cross_entropy(
     """
     tau = check_number("tau", tau)
 
-    def adjusted(z: Tensor, t: Tensor) -> Tensor:
+    def adjusted(z: Tensor, t: Tensor, _: Tensor) -> Tensor:
         check_classes("log_prior", log_prior, z)
         return soft_cross_entropy(z + tau * log_prior.to(z.dtype), t)
 

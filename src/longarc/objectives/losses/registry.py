@@ -58,7 +58,9 @@ LOSSES: dict[str, LossInfo] = {
 }
 
 # What the data or the training loop decides. Every other argument of a constructor is an option.
-_NOT_OPTIONS = ("self", "class_counts", "num_examples", "reduction", "ignore_index")
+_NOT_OPTIONS = (
+    "self", "class_counts", "num_examples", "multi_label", "reduction", "ignore_index",
+)  # fmt: skip
 
 
 def loss_names(multi_label: bool | None = None) -> list[str]:
@@ -101,7 +103,9 @@ def build_loss(
     """
     check_loss_options(name, options, multi_label=multi_label)
     loss_class = _loss_class(name)
-    data = {"class_counts": class_counts, "num_examples": num_examples}
+    data = {
+        "class_counts": class_counts, "num_examples": num_examples, "multi_label": multi_label,
+    }  # fmt: skip
     wanted = inspect.signature(loss_class).parameters
     return loss_class(**{k: v for k, v in data.items() if k in wanted}, **(options or {}))
 
@@ -139,7 +143,10 @@ def check_loss_options(
                 f"Loss {name} has no option {option!r}. {_option_matches(str(option), accepted)}"
             )
     # The constructor knows the ranges. Two classes of one example stand in for the data.
-    data = {"class_counts": [1, 1], "num_examples": 2}
+    data = {
+        "class_counts": [1, 1], "num_examples": 2,
+        "multi_label": multi_label if multi_label is not None else not LOSSES[name].single_label,
+    }  # fmt: skip
     loss_class(**{k: v for k, v in data.items() if k in parameters}, **options)
 
 
