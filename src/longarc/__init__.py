@@ -15,10 +15,22 @@ if TYPE_CHECKING:
     from longarc.api import Run, fit, open_run
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.loading import load_model
+    from longarc.objectives.losses.asymmetric import AsymmetricLoss
     from longarc.objectives.losses.binary_cross_entropy import BinaryCrossEntropyLoss
+    from longarc.objectives.losses.class_balanced import ClassBalancedLoss
     from longarc.objectives.losses.class_weighted import ClassWeightedLoss
     from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
+    from longarc.objectives.losses.dice import DiceLoss
+    from longarc.objectives.losses.f1_weighted import F1WeightedCrossEntropy
+    from longarc.objectives.losses.focal import FocalLoss
+    from longarc.objectives.losses.gradient_view import gradient_weight
+    from longarc.objectives.losses.ldam import LDAMLoss
     from longarc.objectives.losses.logit_adjusted import LogitAdjustedLoss
+    from longarc.objectives.losses.multilabel_softmax import MultiLabelSoftmaxLoss
+    from longarc.objectives.losses.radius_margin import RadiusMarginLoss
+    from longarc.objectives.losses.soft_accuracy import SoftAccuracyLoss
+    from longarc.objectives.losses.soft_f1 import SoftF1Loss
+    from longarc.objectives.losses.truncated import TruncatedCrossEntropy
     from longarc.training.config import TrainConfig
     from longarc.training.trainer import Trainer
 
@@ -32,29 +44,53 @@ _HOMES = {
     "OptionError": "longarc.errors",
     "RunError": "longarc.errors",
     "load_model": "longarc.models.loading",
+    "AsymmetricLoss": "longarc.objectives.losses.asymmetric",
     "BinaryCrossEntropyLoss": "longarc.objectives.losses.binary_cross_entropy",
+    "ClassBalancedLoss": "longarc.objectives.losses.class_balanced",
     "ClassWeightedLoss": "longarc.objectives.losses.class_weighted",
     "CrossEntropyLoss": "longarc.objectives.losses.cross_entropy",
+    "DiceLoss": "longarc.objectives.losses.dice",
+    "F1WeightedCrossEntropy": "longarc.objectives.losses.f1_weighted",
+    "FocalLoss": "longarc.objectives.losses.focal",
+    "gradient_weight": "longarc.objectives.losses.gradient_view",
+    "LDAMLoss": "longarc.objectives.losses.ldam",
     "LogitAdjustedLoss": "longarc.objectives.losses.logit_adjusted",
+    "MultiLabelSoftmaxLoss": "longarc.objectives.losses.multilabel_softmax",
+    "RadiusMarginLoss": "longarc.objectives.losses.radius_margin",
+    "SoftAccuracyLoss": "longarc.objectives.losses.soft_accuracy",
+    "SoftF1Loss": "longarc.objectives.losses.soft_f1",
+    "TruncatedCrossEntropy": "longarc.objectives.losses.truncated",
     "TrainConfig": "longarc.training.config",
     "Trainer": "longarc.training.trainer",
 }
 
 __all__ = [
+    "AsymmetricLoss",
     "BinaryCrossEntropyLoss",
+    "ClassBalancedLoss",
     "ClassWeightedLoss",
     "CrossEntropyLoss",
     "DataError",
+    "DiceLoss",
+    "F1WeightedCrossEntropy",
+    "FocalLoss",
+    "LDAMLoss",
     "LogitAdjustedLoss",
     "LongarcError",
     "ModelError",
+    "MultiLabelSoftmaxLoss",
     "OptionError",
+    "RadiusMarginLoss",
     "Run",
     "RunError",
+    "SoftAccuracyLoss",
+    "SoftF1Loss",
     "TrainConfig",
     "Trainer",
+    "TruncatedCrossEntropy",
     "__version__",
     "fit",
+    "gradient_weight",
     "load_model",
     "open_run",
 ]

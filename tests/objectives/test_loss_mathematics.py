@@ -166,7 +166,7 @@ def test_the_guides_examples_run():
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(guide), "exec"), names)
-    focal, textbook = names["FocalLoss"], names["textbook_focal"]
+    poly1, textbook = names["Poly1Loss"], names["textbook_poly1"]
     z, t = [0.3, -1.0, 2.0], [0.0, 1.0, 0.0]
-    value = focal()(torch.tensor([z], dtype=torch.float64), torch.tensor([t]))  # type: ignore[operator]
+    value = poly1()(torch.tensor([z], dtype=torch.float64), torch.tensor([t]))  # type: ignore[operator]
     assert value.item() == pytest.approx(textbook(z, t, COUNTS, 100, {})[0])  # type: ignore[operator]

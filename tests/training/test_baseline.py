@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
 from longarc.data.labels import LabelSpace
-from longarc.errors import DataError, ModelError
+from longarc.errors import DataError, ModelError, RunError
 from longarc.training.baseline import LONGEST, LinearBaseline, is_unspaced
 
 
@@ -82,7 +82,7 @@ def test_seed_repeats(licenses):
     texts, labels = licenses
     first, _ = fitted(texts[:80], labels[:80], seed=3)
     second, _ = fitted(texts[:80], labels[:80], seed=3)
-    np.testing.assert_array_equal(first.classifier.coef_, second.classifier.coef_)
+    np.testing.assert_array_equal(first.weight, second.weight)
 
 
 def test_classes_of_one_example():
@@ -202,6 +202,70 @@ def test_refuses_labels_that_do_not_fit(texts, codes, several, message):
     space = LabelSpace(("a", "b"), (2, 2), multi_label=several)
     with pytest.raises(DataError, match=message):
         LinearBaseline().fit(texts, codes, space=space)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_margins_are_scikit_learns(licenses, several):
+    texts, labels = licenses
+    sets = [[k, "long"] if len(t) > 2000 else [k] for t, k in zip(texts, labels, strict=True)]
+    baseline, space = fitted(texts, sets if several else labels)
+    codes = space.encode(sets if several else labels)
+    features = baseline.vectorizer.transform(texts)
+    svm = LinearSVC(class_weight="balanced", tol=1e-2, random_state=0)
+    expected = (
+        np.stack([svm.fit(features, c).decision_function(features) for c in codes.T], axis=1)
+        if several
+        else svm.fit(features, codes).decision_function(features)
+    )
+    np.testing.assert_allclose(baseline.margins(texts), expected, atol=1e-5)
+
+
+def test_of_two_classes_the_difference_of_the_margins_is_scikit_learns():
+    texts = ["ripe apple", "green apple", "steel hammer", "heavy hammer", "apple tart"]
+    baseline, space = fitted(texts, ["b", "b", "a", "a", "b"])
+    svm = LinearSVC(class_weight="balanced", tol=1e-2, random_state=0)
+    features = baseline.vectorizer.transform(texts)
+    expected = svm.fit(features, space.encode(["b", "b", "a", "a", "b"]))
+    margins = baseline.margins(texts)
+    np.testing.assert_allclose(
+        margins[:, 1] - margins[:, 0], expected.decision_function(features), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["single", "several", "chinese", "wordless"])
+def test_saved_and_loaded_it_decides_the_same(licenses, tmp_path, kind):
+    texts, labels = licenses
+    if kind == "several":
+        labels = [[k, "long"] if len(t) > 2000 else [k] for t, k in zip(texts, labels, strict=True)]
+    elif kind == "chinese":
+        texts = [text for group in CHINESE.values() for text in group]
+        labels = [name for name, group in CHINESE.items() for _ in group]
+    elif kind == "wordless":
+        texts, labels = ["?", "!", "-"], ["a", "b", "b"]
+    baseline, _ = fitted(texts, labels)
+    baseline.scaled(4).save(tmp_path / "linear")
+    loaded = LinearBaseline.load(tmp_path / "linear")
+    np.testing.assert_array_equal(loaded.predict(texts), baseline.predict(texts))
+    np.testing.assert_allclose(
+        loaded.margins(texts), 4 * baseline.margins(texts), rtol=1e-5, atol=1e-5
+    )
+    assert sorted(p.name for p in (tmp_path / "linear").iterdir()) == [
+        "linear.json",
+        "linear.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    baseline, _ = fitted(["red fox", "blue sea"], ["a", "b"])
+    baseline.save(tmp_path / "linear")
+    file = tmp_path / "linear" / "linear.json"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_text(file.read_text()[:10] if damage == "cut" else '{"terms": []}')
+    with pytest.raises(RunError, match=r"cannot read the linear classifier in .*train it again"):
+        LinearBaseline.load(tmp_path / "linear")
 
 
 def test_refuses_to_predict_before_fit():

@@ -92,6 +92,44 @@ def test_logit_adjusted_is_cross_entropy_less_the_prior(digits):
     assert np.abs(centred(adjusted) - centred(plain)).max() > 0.5
 
 
+def test_class_vectors_are_those_of_the_features_as_they_are(digits):
+    """At the optimum the gradient of the objective, written out in float64, is zero."""
+    x, y = digits
+    x, penalty = 0.05 * x, 1e-2  # not of unit deviation, so that it matters which vectors
+    deviation = x.double().std(0, correction=0)
+    counts = torch.bincount(y)
+    loss = build_loss("radius-margin", class_counts=counts, options={"tau": 0.3})
+    probe = fit_probe(x, y, loss, classes=10, score=no_score, penalties=(penalty,))
+
+    def steepest(scale):
+        """The largest entry of the gradient in the units of the fit; ``scale`` of the vectors."""
+        weight = probe.weight.double().requires_grad_()
+        radius = -0.15 * (counts / counts.sum()).double().log()[y]
+        reach = radius[:, None] * (scale * weight).norm(dim=1)
+        away = 1 - 2 * torch.eye(10, dtype=torch.float64)[y]
+        logits = x.double() @ weight.T + probe.bias.double() + away * reach
+        value = torch.nn.functional.cross_entropy(logits, y)
+        (value + penalty / 2 * (deviation * weight).square().sum()).backward()
+        return (weight.grad / deviation).abs().max()
+
+    assert steepest(1.0) < 1e-3
+    assert steepest(deviation) > 1e-2, "the vectors of standardised features are others"
+
+
+def test_a_schedule_is_fitted_as_it_ends_and_set_back(digits):
+    x, y = digits
+    keep = torch.cat([torch.where(y == c)[0][: 4 + 4 * c] for c in range(10)])
+    x, y = x[keep], y[keep]
+    options = {"max_margin": 0.0, "reweight_after": 0.8, "beta": 0.9}
+    loss = build_loss("ldam", class_counts=torch.bincount(y), options=options)
+    found = fit_probe(x, y, loss, classes=10, score=no_score, penalties=(1e-2,))
+    assert not loss.reweights
+    late = build_loss("class-balanced", class_counts=torch.bincount(y), options={"beta": 0.9})
+    expected = fit_probe(x, y, late, classes=10, score=no_score, penalties=(1e-2,))
+    np.testing.assert_allclose(found.logits(x), expected.logits(x), atol=0.01)
+    assert (found.logits(x) - fit(x, y).logits(x)).abs().max() > 0.1
+
+
 def test_multi_label_is_one_regression_a_label(digits):
     """The loss is the mean over C labels, so each label's penalty weighs C times as much."""
     x, y = digits

@@ -12,6 +12,9 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from longarc.errors import ModelError
+from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
+from longarc.objectives.losses.ldam import LDAMLoss
+from longarc.objectives.losses.radius_margin import RadiusMarginLoss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
 from longarc.training.progress import Advance, Reporter
@@ -75,6 +78,89 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, tmp_path):
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"loss is (nan|inf) at step \d+.*--learning-rate"):
         trainer.train()
+
+
+class Progress(CrossEntropyLoss):
+    """Cross-entropy that writes down what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def set_progress(self, fraction):
+        self.told.append(fraction)
+
+
+def test_the_loss_is_told_before_each_update_how_far_it_is(tiny, tmp_path):
+    loss = Progress()
+    trainer = tiny.make_resumable(
+        tmp_path, num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    trainer.loss = loss
+    trainer.train()
+    assert loss.told == [step / 10 for step in range(10)]  # whatever the accumulation
+    trainer.evaluate()
+    assert len(loss.told) == 10
+
+    resumed = tiny.make_resumable(
+        tmp_path, num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    resumed.loss = Progress()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.loss.told == [step / 10 for step in range(5, 10)]
+
+
+def test_deferred_weights_come_in_at_their_step(tiny, tokenizer, tmp_path):
+    """Against a loop of five steps in which torch's cross-entropy has weights in the last."""
+    texts, target = tiny.make_table(40)
+    counts = np.bincount(target)
+    documents = Documents(texts, tokenizer, 48, target)
+    collate = PaddedBatches(tokenizer)
+    loss = LDAMLoss(counts, max_margin=0.0, reweight_after=0.8, beta=0.9)
+    arguments = tiny.make_arguments(
+        tmp_path, num_train_epochs=1, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    Trainer(
+        model := tiny.make_model(), arguments, train_dataset=documents, data_collator=collate,
+        loss=loss,
+    ).train()  # fmt: skip
+
+    expected = tiny.make_model()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=arguments.learning_rate)
+    late = torch.tensor((1 - 0.9) / (1 - 0.9**counts), dtype=torch.float32)
+    for step in range(5):
+        batch = collate([documents[i] for i in range(8 * step, 8 * step + 8)])
+        labels = batch.pop("labels")
+        logits = expected(**batch).logits
+        weight = late if step == 4 else None
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels, weight=weight).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_wants_the_class_vectors_gets_those_of_the_head(tiny, tokenizer, tmp_path):
+    texts, target = tiny.make_table(8)
+    batch = PaddedBatches(tokenizer)(
+        list(map(Documents(texts, tokenizer, 48, target).__getitem__, range(8)))
+    )
+    model = tiny.make_model().eval()
+    trainer = Trainer(
+        model, tiny.make_arguments(tmp_path), loss=RadiusMarginLoss(radii=[0.1, 0.5, 2.0])
+    )
+    trainer.compute_loss(model, batch).backward()
+    found = {name: value.grad.clone() for name, value in model.named_parameters()}
+
+    model.zero_grad()
+    labels = batch.pop("labels")
+    reach = torch.tensor([0.1, 0.5, 2.0])[labels][:, None] * model.classifier.weight.norm(dim=1)
+    away = 1 - 2 * torch.nn.functional.one_hot(labels, 3)
+    logits = model(**batch).logits + away * reach
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(found[name], value.grad, msg=name)
+    assert found["classifier.weight"].norm() > 0
 
 
 def records(path):

@@ -29,7 +29,8 @@ def final_linear(model: nn.Module) -> nn.Linear:
     if not linears:
         raise ModelError(
             f"{type(model).__name__} does not end in a linear layer with {classes} outputs, so it "
-            "cannot start from a linear probe. Use --head-start scratch."
+            "can neither start from a linear probe (use --head-start scratch) nor be trained "
+            "with a loss that needs the vectors of the classes, such as radius-margin."
         )
     return linears[-1]
 

@@ -49,6 +49,10 @@ def fit_probe(
 ) -> Probe:
     """Minimise ``loss`` + penalty/2 · ‖W‖² by L-BFGS for each penalty; keep the best by ``score``.
 
+    A loss with a schedule (``Loss.set_progress``) is minimised as it is at the end of training,
+    which is what the head is to start towards; it is set back to the start afterwards. One that
+    uses the class vectors gets them for the features as they are.
+
     Features are standardised for the fit and the scaling is folded into the weights afterwards, so
     the penalty means the same for every encoder. Penalties run from strong to weak, each starting
     from the last solution.
@@ -74,6 +78,7 @@ def fit_probe(
     scaled = (features - mean) / deviation
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
+    loss.set_progress(1.0)
     best: tuple[float, Probe] | None = None
     for penalty in penalties:
         optimizer = torch.optim.LBFGS(
@@ -85,7 +90,9 @@ def fit_probe(
 
         def objective(optimizer: torch.optim.LBFGS = optimizer, penalty: float = penalty) -> Tensor:
             optimizer.zero_grad()
-            value = loss(scaled @ weight.T + bias, target) + penalty / 2 * weight.square().sum()
+            more = {"class_vectors": weight / deviation} if loss.uses_class_vectors else {}
+            value = loss(scaled @ weight.T + bias, target, **more)
+            value = value + penalty / 2 * weight.square().sum()
             value.backward()
             return value
 
@@ -96,6 +103,7 @@ def fit_probe(
         reached = score(probe)
         if best is None or reached > best[0]:
             best = (reached, probe)
+    loss.set_progress(0.0)
     if best is None:
         raise ValueError("no penalties to try: expected at least one")
     return best[1]

@@ -15,6 +15,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
+from longarc.models.head import final_linear
 from longarc.training.batches import LengthGroupedSampler
 from longarc.training.checkpoint import (
     SCALER,
@@ -101,13 +102,23 @@ class Trainer(transformers.Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        more: dict[str, Tensor] = {}
+        if self.loss.uses_class_vectors:
+            more["class_vectors"] = final_linear(self.accelerator.unwrap_model(model)).weight
         if num_items_in_batch is None:
-            loss = self.loss(logits, labels)
+            loss = self.loss(logits, labels, **more)
         else:
             # Data-parallel processes average their gradients, hence the factor.
-            total = self.loss(logits, labels, reduction="sum")
+            total = self.loss(logits, labels, **more, reduction="sum")
             loss = total * self.args.world_size / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **keywords: Any) -> Any:
+        """Fetch the batches of the next update, and tell the loss how far the training is."""
+        if self.loss is not None:
+            # Before the denominator is taken, which may depend on it.
+            self.loss.set_progress(self.state.global_step / self.state.max_steps)
+        return super().get_batch_samples(*args, **keywords)
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[dict[str, Any]], device: torch.device

@@ -2,5 +2,7 @@
 
 from textbook.cross_entropies import CROSS_ENTROPIES
 from textbook.form import Textbook
+from textbook.margins import MARGINS
+from textbook.scores import SCORES
 
-TEXTBOOK: dict[str, Textbook] = {**CROSS_ENTROPIES}
+TEXTBOOK: dict[str, Textbook] = {**CROSS_ENTROPIES, **SCORES, **MARGINS}

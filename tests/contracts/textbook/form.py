@@ -21,14 +21,18 @@ class Textbook:
     """The formula for each kind of labels that the loss is for.
 
     ``single`` and ``multi`` are of type ``Example``, or ``Batch`` where ``whole_batch``;
-    ``variants`` are the options to test with. ``bounded``: no example costs more than 1 or so.
+    ``variants`` are the options to test with, ``multi_variants`` more of them for multi-label
+    examples. ``detached``: a factor counts as a constant, so the gradient is not the value's.
+    ``at_worst``: of a bounded loss, what the worst of certain answers must cost at least.
     """
 
     single: Any = None
     multi: Any = None
     variants: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    multi_variants: list[dict[str, Any]] = field(default_factory=list)
     whole_batch: bool = False
-    bounded: bool = False
+    detached: bool = False
+    at_worst: float | None = None
 
 
 def softmax(z: Row) -> Row:

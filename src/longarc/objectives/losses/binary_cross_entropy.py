@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longarc.errors import OptionError
 from longarc.objectives.losses.contract import (
     Loss,
     Reduction,
     apply_loss,
-    as_class_counts,
+    as_label_counts,
     check_classes,
     check_number,
 )
@@ -64,17 +63,10 @@ class BinaryCrossEntropyLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction, ignore_index=ignore_index)
         self.pos_weight_power = check_number("pos_weight_power", pos_weight_power)
-        counts = None if class_counts is None else as_class_counts(class_counts)
-        if self.pos_weight_power and (counts is None or num_examples is None):
-            raise OptionError(
-                f"pos_weight_power={pos_weight_power:g} needs class_counts and num_examples: the "
-                "training examples of each label, and in all."
-            )
-        if counts is not None and num_examples is not None and int(counts.max()) > num_examples:
-            raise OptionError(
-                f"class_counts has {int(counts.max())} for label {int(counts.argmax())}, more than "
-                f"num_examples={num_examples}. num_examples is the number of training examples."
-            )
+        needed_for = (
+            f"pos_weight_power={self.pos_weight_power:g}" if self.pos_weight_power else None
+        )
+        counts = as_label_counts(class_counts, num_examples, needed_for=needed_for)
         self.register_buffer("class_counts", counts, persistent=False)
         self.num_examples = num_examples
 

@@ -68,10 +68,8 @@ class ClassWeightedLoss(Loss):
     def class_weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return w, (C,)."""
         counts = self.class_counts.to(dtype)
-        share = counts / counts.sum()
         # Relative to the largest class, so that a large power cannot underflow to 0 everywhere.
-        weights = (counts.max() / counts.clamp(min=1)) ** self.power
-        return weights / (share * weights).sum()
+        return mean_one((counts.max() / counts.clamp(min=1)) ** self.power, self.class_counts)
 
     def per_example(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return −Σ_c w_c t_c log softmax(z)_c, (b,)."""
@@ -81,6 +79,17 @@ class ClassWeightedLoss(Loss):
     def example_weights(self, target: Tensor) -> Tensor:
         """Return Σ_c w_c t_c, (b,)."""
         return (self.class_weights(target.dtype) * target).sum(dim=1)
+
+
+def mean_one(weights: Tensor, class_counts: Tensor) -> Tensor:
+    """Scale class weights (C,) so that their mean over the training examples is 1.
+
+    >>> import torch
+    >>> mean_one(torch.tensor([1.0, 9.0]), torch.tensor([90, 10]))
+    tensor([0.5556, 5.0000])
+    """
+    counts = class_counts.to(weights.dtype)
+    return weights / (counts / counts.sum() * weights).sum()
 
 
 def class_weighted_cross_entropy(

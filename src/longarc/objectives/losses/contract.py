@@ -6,7 +6,7 @@ batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal, get_args
 
@@ -113,6 +113,13 @@ class Loss(nn.Module):
         ``per_example`` includes these weights already.
         """
         return target.new_ones(target.shape[0])
+
+    def set_progress(self, fraction: float) -> None:
+        """Take note of how much of the training is done, 0 to 1; by default of no concern.
+
+        The trainer says so before each update: 0 before the first, never quite 1. For a loss with a
+        schedule of its own, such as ``LDAMLoss``.
+        """
 
     def forward(
         self, logits: Tensor, target: Tensor, *, reduction: Reduction | None = None
@@ -225,6 +232,56 @@ def as_class_counts(class_counts: object) -> Tensor:
     return whole
 
 
+def as_label_counts(
+    class_counts: object, num_examples: int | None, *, needed_for: str | None = None
+) -> Tensor | None:
+    """Return the counts of labels (C,) of which an example can have several, or None without any.
+
+    Raise OptionError where both arguments are not given and ``needed_for`` names an option that
+    needs them, or where a count is above ``num_examples``.
+
+    >>> as_label_counts([50, 10], 100)
+    tensor([50, 10])
+    """
+    if needed_for and (class_counts is None or num_examples is None):
+        raise OptionError(
+            f"{needed_for} needs class_counts and num_examples: the training examples of each "
+            "label, and in all."
+        )
+    counts = None if class_counts is None else as_class_counts(class_counts)
+    if counts is not None and num_examples is not None and int(counts.max()) > num_examples:
+        raise OptionError(
+            f"class_counts has {int(counts.max())} for label {int(counts.argmax())}, more than "
+            f"num_examples={num_examples}. num_examples is the number of training examples."
+        )
+    return counts
+
+
+def as_class_values(
+    name: str, values: object, *, at_least: float = -float("inf")
+) -> tuple[float, ...]:
+    """Return one finite number for each class, or raise OptionError if they cannot be read so.
+
+    They are Python's floats, since casting a loss to half precision would round a tensor of them.
+
+    >>> as_class_values("radii", [1, 0.5])
+    (1.0, 0.5)
+    """
+    bound = f", at least {at_least:g}" if at_least > -float("inf") else ""
+    expected = f"Give one finite number for each class{bound}."
+    try:
+        found = torch.as_tensor(values, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"{name} cannot be read as numbers ({error}). {expected}") from None
+    if found.ndim != 1 or found.numel() == 0:
+        raise OptionError(f"{name} has shape {tuple(found.shape)}, not (C,). {expected}")
+    wrong = ~(found.isfinite() & (found >= at_least))
+    if bool(wrong.any()):
+        at = int(wrong.int().argmax())
+        raise OptionError(f"{name} has {float(found[at]):g} for class {at}. {expected}")
+    return tuple(found.tolist())
+
+
 def check_classes(name: str, per_class: Tensor, logits: Tensor) -> None:
     """Raise OptionError unless ``per_class`` is (C,) with the C of ``logits`` (b, C)."""
     if per_class.shape != logits.shape[1:]:
@@ -246,12 +303,15 @@ def check_number(
     )
 
 
+def check_choice(name: str, value: object, known: Sequence[str]) -> str:
+    """Return ``value``, or raise OptionError unless it is one of ``known``."""
+    if isinstance(value, str) and value in known:
+        return value
+    raise OptionError(f"There is no {name} {value!r}. {close_matches(str(value), known)}")
+
+
 def _check_contract(reduction: object, ignore_index: object) -> None:
-    known = get_args(Reduction)
-    if reduction not in known:
-        raise OptionError(
-            f"There is no reduction {reduction!r}. {close_matches(str(reduction), known)}"
-        )
+    check_choice("reduction", reduction, get_args(Reduction))
     if not isinstance(ignore_index, int) or ignore_index >= 0:
         raise OptionError(
             f"ignore_index must be a negative whole number, found {ignore_index!r}: "

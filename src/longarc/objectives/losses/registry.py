@@ -43,15 +43,81 @@ LOSSES: dict[str, LossInfo] = {
         single_label=True,
         multi_label=False,
     ),
+    "class-balanced": LossInfo(
+        "longarc.objectives.losses.class_balanced:ClassBalancedLoss",
+        "cross-entropy weighted by the effective number of a class's examples",
+        single_label=True,
+        multi_label=False,
+    ),
     "logit-adjusted": LossInfo(
         "longarc.objectives.losses.logit_adjusted:LogitAdjustedLoss",
         "cross-entropy with the class prior added to the logits; predicts for balanced error",
         single_label=True,
         multi_label=False,
     ),
+    "ldam": LossInfo(
+        "longarc.objectives.losses.ldam:LDAMLoss",
+        "cross-entropy with larger margins for rarer classes; weights that may come in late",
+        single_label=True,
+        multi_label=False,
+    ),
+    "radius-margin": LossInfo(
+        "longarc.objectives.losses.radius_margin:RadiusMarginLoss",
+        "cross-entropy with room around each example, more for rarer classes",
+        single_label=True,
+        multi_label=False,
+    ),
     "binary-cross-entropy": LossInfo(
         "longarc.objectives.losses.binary_cross_entropy:BinaryCrossEntropyLoss",
         "one yes-or-no question for each label",
+        single_label=False,
+        multi_label=True,
+    ),
+    "soft-accuracy": LossInfo(
+        "longarc.objectives.losses.soft_accuracy:SoftAccuracyLoss",
+        "expected errors; bounded, so no mislabelled example can dominate",
+        single_label=True,
+        multi_label=True,
+    ),
+    "soft-f1": LossInfo(
+        "longarc.objectives.losses.soft_f1:SoftF1Loss",
+        "one minus the macro-F1 of the batch's probabilities",
+        single_label=True,
+        multi_label=True,
+    ),
+    "f1-weighted": LossInfo(
+        "longarc.objectives.losses.f1_weighted:F1WeightedCrossEntropy",
+        "cross-entropy that weighs positives against negatives as F1 does",
+        single_label=True,
+        multi_label=True,
+    ),
+    "truncated": LossInfo(
+        "longarc.objectives.losses.truncated:TruncatedCrossEntropy",
+        "cross-entropy without the examples already right",
+        single_label=True,
+        multi_label=True,
+    ),
+    "focal": LossInfo(
+        "longarc.objectives.losses.focal:FocalLoss",
+        "cross-entropy that turns away from examples already right, by degrees",
+        single_label=True,
+        multi_label=True,
+    ),
+    "dice": LossInfo(
+        "longarc.objectives.losses.dice:DiceLoss",
+        "a soft F1 of each example and class on its own; bounded",
+        single_label=True,
+        multi_label=True,
+    ),
+    "multilabel-softmax": LossInfo(
+        "longarc.objectives.losses.multilabel_softmax:MultiLabelSoftmaxLoss",
+        "every label an example has compared with every one it lacks; threshold 0",
+        single_label=False,
+        multi_label=True,
+    ),
+    "asymmetric": LossInfo(
+        "longarc.objectives.losses.asymmetric:AsymmetricLoss",
+        "binary cross-entropy in which easily absent labels count less",
         single_label=False,
         multi_label=True,
     ),
@@ -66,8 +132,8 @@ _NOT_OPTIONS = (
 def loss_names(multi_label: bool | None = None) -> list[str]:
     """Return the names of the losses: all, or those for one kind of labels.
 
-    >>> loss_names(multi_label=True)
-    ['binary-cross-entropy']
+    >>> loss_names(multi_label=True)[:2]
+    ['binary-cross-entropy', 'soft-accuracy']
     """
     return [
         name
@@ -90,7 +156,8 @@ def build_loss(
         name: a key of ``LOSSES``.
         class_counts: (C,) training examples of each class; losses without use for them ignore them.
         num_examples: training examples in all. Only ``binary-cross-entropy`` with
-            ``pos_weight_power`` above 0 needs it, since multi-label counts do not add up to it.
+            ``pos_weight_power`` and ``multilabel-softmax`` with ``tau`` above 0 need it, since
+            multi-label counts do not add up to it.
         options: the loss's own options, as in its constructor.
         multi_label: whether an example can have several labels.
 
@@ -116,11 +183,11 @@ def check_loss_options(
     """Check a loss's name and options before any data is read.
 
     torch is imported only if there are options. ``multi_label`` None leaves the kind of labels
-    open. Raises OptionError as ``build_loss`` does.
+    open: what fits one kind passes. Raises OptionError as ``build_loss`` does.
 
-    >>> check_loss_options("logit-adjusted", {"tua": 1.5})
+    >>> check_loss_options("class-weighted", {"pwoer": 0.5})
     Traceback (most recent call last):
-    longarc.errors.OptionError: Loss logit-adjusted has no option 'tua'. Did you mean tau? Known: tau (default 1.0).
+    longarc.errors.OptionError: Loss class-weighted has no option 'pwoer'. Did you mean power? Known: power (default 1.0).
     """  # noqa: E501
     if name not in LOSSES:
         raise OptionError(
@@ -143,11 +210,17 @@ def check_loss_options(
                 f"Loss {name} has no option {option!r}. {_option_matches(str(option), accepted)}"
             )
     # The constructor knows the ranges. Two classes of one example stand in for the data.
-    data = {
-        "class_counts": [1, 1], "num_examples": 2,
-        "multi_label": multi_label if multi_label is not None else not LOSSES[name].single_label,
-    }  # fmt: skip
-    loss_class(**{k: v for k, v in data.items() if k in parameters}, **options)
+    kinds = [kind for kind in (False, True) if name in loss_names(kind)]
+    refusals: list[OptionError] = []
+    for kind in kinds if multi_label is None else [multi_label]:
+        data = {"class_counts": [1, 1], "num_examples": 2, "multi_label": kind}
+        try:
+            loss_class(**{k: v for k, v in data.items() if k in parameters}, **options)
+        except OptionError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[-1]
 
 
 def _option_matches(option: str, accepted: Mapping[str, Any]) -> str:

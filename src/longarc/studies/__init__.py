@@ -1,0 +1,1 @@
+"""Published claims, one a file: run it, draw it, compare it."""
