@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "figures of a run's model on another labelled table",
     "predict": "labels and probabilities for every row of a table",
     "report": "one offline HTML page for a run, or for several side by side",
+    "study": "a published claim: computed, drawn, compared with what was claimed",
 }
 
 _EPILOG = """\

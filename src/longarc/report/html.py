@@ -11,9 +11,10 @@ from longarc.errors import RunError
 from longarc.files import write_text
 from longarc.report import charts, training_charts
 from longarc.report.comparison import comparison_context
-from longarc.report.drawing import printable, shorten
+from longarc.report.drawing import shorten
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
-from longarc.report.quantities import duration, percent, thousands
+from longarc.report.page import render
+from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
 from longarc.report.saved import SavedRun, is_number, read_run
 
@@ -57,37 +58,12 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
         raise RunError(f"{target} is a folder; expected a file, e.g. {target / 'report.html'}.")
     saved = [read_run(folder) for folder in folders]
     if len(saved) == 1:
-        page = _render("run.html.j2", run_context(saved[0]))
+        page = render("run.html.j2", run_context(saved[0]))
     else:
-        page = _render("comparison.html.j2", comparison_context(saved, target))
+        page = render("comparison.html.j2", comparison_context(saved, target))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, page)
     return target
-
-
-def _render(template: str, context: dict[str, Any]) -> str:
-    import jinja2
-    from markupsafe import Markup
-
-    from longarc.version import __version__
-
-    def finalize(value: Any) -> Any:
-        plain = isinstance(value, str) and not isinstance(value, Markup)
-        return printable(value) if plain else value
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("longarc", "report/templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shorten"] = shorten
-    environment.filters["thousands"] = thousands
-    environment.filters["percent"] = percent
-    environment.filters["decimal"] = lambda v: f"{v:.3f}" if is_number(v) else "–"
-    return environment.get_template(template).render(version=__version__, **context)
 
 
 def run_context(run: SavedRun) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""``longarc study``: run a published claim, draw it, compare it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from longarc.cli.parser import Parser, as_typed
+from longarc.studies.registry import STUDIES, run_study
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse, run, print what was found; 0 whether or not the claims hold."""
+    parser = Parser(
+        "study",
+        "Run a study: a published claim is computed, drawn, and compared with what was claimed. "
+        "A claim that does not hold is a finding, not an error: the exit status is 0.",
+        "longarc study imbalance",
+    )
+    parser.add_argument("name", type=as_typed, help="name of a study; 'list' lists them")
+    parser.add_argument(
+        "--out", type=as_typed, default=None, help="folder to write; default: studies/NAME"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier study")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    chosen = parser.parse_args(list(words))
+    from pathlib import Path
+
+    from longarc.cli.terminal import terminal
+
+    console = terminal(to_stderr=chosen.json)
+    if chosen.name == "list":
+        if chosen.json:
+            found = {n: {"summary": i.summary, "seconds": i.seconds} for n, i in STUDIES.items()}
+            print(json.dumps(found, ensure_ascii=False))
+            return 0
+        width = max(map(len, STUDIES))
+        for name, info in STUDIES.items():
+            line = f"{name:<{width}}  {info.summary} (about {info.seconds} s)"
+            console.print(line, markup=False)
+        return 0
+    out = chosen.out or str(Path("studies", chosen.name))
+    result = run_study(chosen.name, out, overwrite=chosen.overwrite)
+    page = str(Path(out).expanduser() / "study.html")
+    if chosen.json:
+        print(json.dumps(result.to_dict() | {"path": page}, ensure_ascii=False))
+        return 0
+    from longarc.studies.terminal import print_study
+
+    print_study(result, console)
+    console.print(f"page     {page}", markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,63 @@
+"""The studies by name, and how one is run. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longarc.errors import OptionError, close_matches
+
+if TYPE_CHECKING:
+    from longarc.studies.study import StudyResult
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """What is known of a study without running it.
+
+    ``path`` is ``module:function``, the function taking nothing and returning a ``StudyResult``;
+    ``summary`` one line; ``seconds`` about how long it takes on two CPU cores.
+    """
+
+    path: str
+    summary: str
+    seconds: int
+
+
+STUDIES: dict[str, StudyInfo] = {
+    "imbalance": StudyInfo(
+        "longarc.studies.imbalance:imbalance",
+        "every loss as a way to re-weight cross-entropy's gradient",
+        seconds=5,
+    ),
+}
+
+
+def run_study(name: str, out: str | Path | None = None, *, overwrite: bool = False) -> StudyResult:
+    """Run a study, write its folder and return what it found.
+
+    Args:
+        name: a key of ``STUDIES``.
+        out: folder to write; ``studies/NAME`` by default. The page is its ``study.html``.
+        overwrite: whether to replace an earlier study there.
+
+    Raises:
+        OptionError: an unknown name.
+        RunError: a folder that is taken; before anything is run.
+
+    >>> run_study("inbalance")
+    Traceback (most recent call last):
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance.
+    """  # noqa: E501
+    if name not in STUDIES:
+        raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")
+    from longarc.studies.study import refuse_existing, write_study
+
+    folder = Path("studies", name) if out is None else Path(out).expanduser()
+    refuse_existing(folder, overwrite=overwrite)
+    module, _, function = STUDIES[name].path.partition(":")
+    result: StudyResult = getattr(importlib.import_module(module), function)()
+    write_study(result, folder, overwrite=overwrite)
+    return result
