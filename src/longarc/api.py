@@ -30,12 +30,14 @@ from longarc.training.prediction import (
     confidence,
     decisions,
     probabilities,
+    trained_loss,
 )
 from longarc.training.run_folder import RunFolder, open_run_folder
 from longarc.training.trainer import is_main_process
 
 if TYPE_CHECKING:
     from longarc.data.labels import LabelSpace
+    from longarc.objectives.losses.contract import Loss
 
 
 def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> Run:
@@ -156,9 +158,17 @@ class Run:
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities (N, C), columns in the order of ``run.labels.names``.
 
-        With ``logit-adjusted`` these are probabilities under equally frequent classes.
+        With ``logit-adjusted``, and after the recipes ``post-hoc`` and ``crt``, these are
+        probabilities under equally frequent classes, or nearly so.
         """
-        return probabilities(self._logits(texts), multi_label=self.labels.multi_label)
+        return self._probabilities(self._logits(texts))
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return probabilities(logits, multi_label=self.labels.multi_label, loss=self._loss)
+
+    @cached_property
+    def _loss(self) -> Loss | None:
+        return trained_loss(self.folder)
 
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         if isinstance(texts, str):
@@ -179,7 +189,7 @@ class Run:
             label=label or self.config.label,
             label_separator=self.config.label_separator,
         )
-        return score(examples, self.labels, self._logits(examples.texts))
+        return score(examples, self.labels, self._logits(examples.texts), loss=self._loss)
 
     def predict_table(
         self,
@@ -215,7 +225,7 @@ class Run:
                 texts = _as_texts(batch[column], f"{table.name}, column {column!r}", done)
                 done += len(texts)
                 logits = self.predictor.logits(texts, advance)
-                chances = probabilities(logits, multi_label=several)
+                chances = self._probabilities(logits)
                 batch["prediction"] = self.labels.decode(decisions(logits, multi_label=several))
                 batch["confidence"] = confidence(chances, multi_label=several).round(6).tolist()
                 for name, values in zip(chances_of, chances.T, strict=False):

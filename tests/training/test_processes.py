@@ -17,9 +17,13 @@ JOBS = {
     "accumulated": {"rows": 24, "loss": "logit-adjusted",
                     "training": {"train_sampling_strategy": "group_by_length",
                                  "gradient_accumulation_steps": 2}},
+    "drawn": {"rows": 24, "loss": "cross-entropy", "sampler": "class-balanced",
+              "training": {"train_sampling_strategy": "group_by_length"}},
+    "drawn-at-random": {"rows": 24, "loss": "cross-entropy", "sampler": "square-root",
+                        "training": {"train_sampling_strategy": "random"}},
     "multi-hot": {"rows": 24, "loss": "binary-cross-entropy", "multi_hot": True, "training": {}},
 }  # fmt: skip
-BATCH = {"weighted": 8, "accumulated": 4, "multi-hot": 8}
+BATCH = {"weighted": 8, "accumulated": 4, "drawn": 8, "drawn-at-random": 8, "multi-hot": 8}
 
 
 @pytest.fixture(scope="module")

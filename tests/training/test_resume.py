@@ -33,6 +33,8 @@ VARIANTS = {
     "accumulated": (
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "rows": 38}, 7,
     ),
+    "drawn": ({"sampler": "class-balanced"}, 7),
+    "drawn-at-random": ({"sampler": "square-root", "train_sampling_strategy": "random"}, 7),
     "sgd": ({"optim": "sgd", "learning_rate": 0.05}, 7),
 }  # fmt: skip
 

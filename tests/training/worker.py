@@ -33,6 +33,7 @@ from longarc.objectives.losses.registry import build_loss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import CheckpointClock, Interruption, RunLog
 from longarc.training.checkpoint import last_checkpoint
+from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.trainer import Trainer
 
 CLASSES = 3
@@ -112,6 +113,7 @@ def make_resumable(
     dropout: float = 0.2,
     callbacks: tuple[Any, ...] = (),
     patience: int = 5,
+    sampler: str = "random",
     **options: Any,
 ) -> Trainer:
     """A trainer set up as the training job sets it up: AdamW, groups by depth, best checkpoint."""
@@ -137,6 +139,7 @@ def make_resumable(
         compute_metrics=accuracy,
         loss=build_loss("logit-adjusted", class_counts=np.bincount(target).tolist()),
         layer_decay=0.8,
+        sampling_weights=sampling_weights(target, sampler),
         callbacks=[EarlyStoppingCallback(patience), *callbacks],
     )
 
@@ -224,6 +227,7 @@ def train_in_parallel(folder: Path, options: dict[str, Any]) -> None:
             multi_label=bool(options.get("multi_hot")),
         ),
         head_learning_rate=0.2,
+        sampling_weights=sampling_weights(target, options.get("sampler", "random")),
     )
     trainer.train()
     rank = trainer.args.process_index

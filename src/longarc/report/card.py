@@ -12,6 +12,7 @@ from longarc.report.drawing import printable
 from longarc.report.html import length_limit, lengths_of, metrics_table
 from longarc.report.measures import figure, measures_of, verdict
 from longarc.report.quantities import percent
+from longarc.report.recipe import second_stage
 from longarc.report.saved import SavedRun, is_number, read_run
 
 FEW = 20
@@ -79,6 +80,7 @@ def model_card(run: str | Path) -> str:
         unlearnt=unlearnt[:FEW],
         unlearnt_count=len(unlearnt),
         limit=length_limit(saved),
+        second_stage=second_stage(saved),
         truncated=percent(share) if is_number(share) and share else None,
         data=_data_name(saved),
         base=_base_model(saved),

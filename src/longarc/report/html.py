@@ -16,6 +16,7 @@ from longarc.report.measures import best, figure, measures_of, system_name, verd
 from longarc.report.page import render
 from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
+from longarc.report.recipe import recipe_tables, second_stage, without_prior
 from longarc.report.saved import SavedRun, is_number, read_run
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
@@ -82,6 +83,8 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "lowest": _lowest_recall(metrics),
         "curves": training_charts.training_curves(run.log),
         "best_step": training_charts.best_step(run.log),
+        "recipe": recipe_tables(run),
+        "without_prior": without_prior(run),
         "reliability": charts.reliability(metrics.get("reliability") or [], run.space.multi_label),
         "calibration_error": figure(metrics, "calibration_error"),
         "confused": (metrics.get("confused") or [])[:CONFUSED],
@@ -130,6 +133,7 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ("Label space", classes),
         ("Encoder", ", ".join(encoder) or None),
         ("Loss", str(config["loss"]) if config.get("loss") is not None else None),
+        ("Second stage", second_stage(run)),
         ("Length limit", f"{thousands(limit)} tokens" if limit else None),
         ("Time", times),
         (

@@ -21,8 +21,8 @@ SPLITS = ("test", "validation")
 class SavedRun:
     """What a run folder says, as plain Python values.
 
-    ``check`` is None, ``log`` and ``predictions`` are empty where the folder has no such file.
-    ``predictions`` leaves the probabilities in the file: no page shows them.
+    ``check`` is None, ``log``, ``predictions`` and ``recipe`` are empty where the folder has no
+    such file. ``predictions`` leaves the probabilities in the file: no page shows them.
     """
 
     folder: Path
@@ -33,6 +33,7 @@ class SavedRun:
     check: dict[str, Any] | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -128,6 +129,7 @@ def read_run(folder: str | Path) -> SavedRun:
         check=_read_json(check) if check.is_file() else None,
         log=_read_log(folder / "log.jsonl"),
         predictions=_read_predictions(folder / "predictions.parquet"),
+        recipe=_read_recipe(folder / "recipe.json"),
     )
 
 
@@ -157,6 +159,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _damaged(path, f"expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    recipe = _read_json(path) if path.is_file() else {}
+    for name in ("loss", "second_stage"):
+        needed = {"trials", "not_tried", "chosen", "why"}
+        if name in recipe and needed - _as_dict(recipe[name]).keys():
+            raise _damaged(path, f"`{name}` lacks one of {', '.join(sorted(needed))}")
+    return recipe
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

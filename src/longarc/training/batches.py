@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from longarc.errors import DataError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -98,18 +100,63 @@ class PaddedBatches:
         return batch
 
 
-class LengthGroupedSampler(Sampler[int]):
+class SeededSampler(Sampler[int]):
+    """An order of the documents that is fixed by (seed, epoch) alone.
+
+    It depends on nothing else: not on global random state, the number of processes or an
+    interruption.
+
+    Args:
+        number: of documents, N; an epoch visits as many.
+        seed: of the run.
+        weights: (N,) the probability of each, for drawing with replacement; None visits each once.
+
+    >>> sorted(SeededSampler(3, seed=0))
+    [0, 1, 2]
+    >>> list(SeededSampler(3, seed=0, weights=np.array([0.0, 1.0, 0.0])))
+    [1, 1, 1]
+    """
+
+    def __init__(self, number: int, seed: int, weights: np.ndarray | None = None):
+        if weights is not None and weights.shape != (number,):
+            raise DataError(
+                f"There are sampling weights of shape {weights.shape} for {number} documents. "
+                f"Expected ({number},): one for each."
+            )
+        self.number = number
+        self.seed = seed
+        self.weights = weights
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order(np.random.default_rng([self.seed, self.epoch])).tolist())
+
+    def order(self, random: np.random.Generator) -> np.ndarray:
+        """Indices (N,) in the order of the epoch."""
+        if self.weights is None:
+            return random.permutation(self.number)
+        return random.choice(self.number, self.number, p=self.weights)
+
+
+class LengthGroupedSampler(SeededSampler):
     """A random order in which neighbours have similar lengths, fixed by (seed, epoch) alone.
 
-    Indices are shuffled, cut into pools of 50 batches, sorted by length inside a pool, and the
-    batches are shuffled again; the longest document comes first, so that a lack of memory shows in
-    the first step and not after an hour. The order depends on nothing else: not on
-    global random state, the number of processes or an interruption.
+    Indices are shuffled or drawn, cut into pools of 50 batches, sorted by length inside a pool, and
+    the batches are shuffled again; the longest document comes first, so that a lack of memory shows
+    in the first step and not after an hour.
 
     Args:
         lengths: tokens of each document.
         batch: documents in one update, over all processes and accumulated batches.
         seed: of the run.
+        weights: (N,) the probability of each, for drawing with replacement; None visits each once.
 
     >>> sampler = LengthGroupedSampler([5, 1, 9, 2, 8, 1], batch=2, seed=0)
     >>> sorted(sampler)
@@ -120,22 +167,20 @@ class LengthGroupedSampler(Sampler[int]):
 
     POOL = 50
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray, batch: int, seed: int):
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+    ):
+        super().__init__(len(lengths), seed, weights)
         self.lengths = np.asarray(lengths)
         self.batch = batch
-        self.seed = seed
-        self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(len(self.lengths))
+    def order(self, random: np.random.Generator) -> np.ndarray:
+        """Indices (N,) in the order of the epoch."""
+        order = super().order(random)
         longest = self.lengths[order].argmax()
         order[[0, longest]] = order[[longest, 0]]  # in the first pool, so in its first batch
         pool = self.batch * self.POOL
@@ -145,4 +190,4 @@ class LengthGroupedSampler(Sampler[int]):
         full = len(grouped) // self.batch
         batches = grouped[: full * self.batch].reshape(full, self.batch)
         random.shuffle(batches[1:])
-        return iter([*batches.flatten().tolist(), *grouped[full * self.batch :].tolist()])
+        return np.concatenate([batches.flatten(), grouped[full * self.batch :]])

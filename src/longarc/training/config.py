@@ -61,6 +61,15 @@ class TrainConfig:
 
     loss: str = option("auto", "loss; auto: cross-entropy, or binary-cross-entropy for multi-label")
     loss_options: dict | None = option(None, "options of the loss, e.g. '{\"tau\": 0.5}'")
+    recipe: Literal["none", "post-hoc", "tau-norm", "crt", "auto"] = option(
+        "none",
+        "second stage for rare classes, which changes the head alone; auto: what does best on the "
+        "validation split, the loss too where it is auto",
+    )
+    recipe_minutes: float = option(5.0, "time that the trials of --recipe auto may take")
+    calibrate: bool = option(
+        False, "scale the logits so that confidences fit the validation split; last of all"
+    )
 
     epochs: float = option(3, "passes over the training data, at most")
     batch_size: int = option(16, "documents in a step on one device")
@@ -78,6 +87,11 @@ class TrainConfig:
     )
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto", "auto: bfloat16 arithmetic where the machine has it, float32 weights always"
+    )
+    sampler: Literal["random", "class-balanced", "square-root"] = option(
+        "random",
+        "order of training: every document once an epoch, or draws with all classes equally likely "
+        "or as the square root of their sizes",
     )
     group_by_length: bool = option(
         True, "put documents of similar length into a batch, to save padding"
@@ -103,7 +117,7 @@ class TrainConfig:
             "layer_decay": (0, 1), "weight_decay": (0, None), "warmup": (0, 1),
             "max_grad_norm": (0, None), "patience": (0, None), "checkpoint_minutes": (0, None),
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
-            "seed": (0, 2**32 - 1),
+            "seed": (0, 2**32 - 1), "recipe_minutes": (0, None),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -114,21 +128,22 @@ class TrainConfig:
             if not low <= value <= (high if high is not None else float("inf")):
                 bound = f"between {low} and {high}" if high is not None else f"at least {low}"
                 raise OptionError(f"--{name.replace('_', '-')} is {value}: expected {bound}.")
-        for name, choices in {
-            "pooling": ["mean", "cls"],
-            "head_start": ["probe", "scratch"],
-            "precision": ["auto", "bf16", "fp32"],
-            "device": ["auto", "cpu"],
-        }.items():
-            value = getattr(self, name)
-            if value not in choices:
+        for name, hint in get_type_hints(TrainConfig).items():
+            value, choices = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in choices:
                 raise OptionError(
-                    f"--{name.replace('_', '-')} is '{value}'. {close_matches(value, choices)}"
+                    f"--{name.replace('_', '-')} is '{value}'. {close_matches(str(value), choices)}"
                 )
         if self.freeze and self.head_start == "scratch":
             raise OptionError(
                 "--freeze trains the probe alone, so --head-start scratch leaves nothing to do. "
                 "Drop one of the two."
+            )
+        if self.freeze and self.sampler != "random":
+            raise OptionError(
+                f"--freeze trains on all documents at once, so --sampler {self.sampler} would "
+                "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
+                "equally."
             )
         if self.resume and self.overwrite:
             raise OptionError(

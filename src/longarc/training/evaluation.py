@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from longarc.files import whole_file
 from longarc.training.metrics import evaluate_predictions
 from longarc.training.prediction import confidence, decisions, probabilities
 
+if TYPE_CHECKING:
+    from longarc.objectives.losses.contract import Loss
+
 # scikit-learn's annotations know only strings here.
 _ZERO: Any = 0
 _EACH: Any = None
@@ -22,14 +25,19 @@ EXCERPT = 500
 """Characters of a text that predictions.parquet keeps, for the report to show."""
 
 
-def score(examples: Examples, space: LabelSpace, logits: np.ndarray) -> dict[str, Any]:
-    """The figures ``M`` of docs/run-folder.md for logits (N, C)."""
+def score(
+    examples: Examples, space: LabelSpace, logits: np.ndarray, *, loss: Loss | None = None
+) -> dict[str, Any]:
+    """The figures ``M`` of docs/run-folder.md for logits (N, C).
+
+    ``loss`` is what reads probabilities off the logits, see ``probabilities``.
+    """
     several = space.multi_label
     return evaluate_predictions(
         space.encode(examples.labels or []),
         decisions(logits, multi_label=several),
         space=space,
-        probabilities=probabilities(logits, multi_label=several),
+        probabilities=probabilities(logits, multi_label=several, loss=loss),
         unseen=space.unseen(examples.labels or []),
     )
 
@@ -68,10 +76,25 @@ def macro_f1(target: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
+def validation_metrics(evaluated: Any) -> dict[str, float]:
+    """Macro-F1, which chooses the best checkpoint, and accuracy."""
+    logits, target = np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids)
+    predicted = decisions(logits, multi_label=target.ndim == 2)
+    exact = predicted == target if target.ndim == 1 else (predicted == target).all(axis=1)
+    return {"macro_f1": macro_f1(target, predicted), "accuracy": float(exact.mean())}
+
+
 def write_predictions(
-    path: Path, space: LabelSpace, parts: list[tuple[str, Examples, np.ndarray]]
+    path: Path,
+    space: LabelSpace,
+    parts: list[tuple[str, Examples, np.ndarray]],
+    *,
+    loss: Loss | None = None,
 ) -> None:
-    """Write ``predictions.parquet``; ``parts`` are (split, examples, logits (N, C))."""
+    """Write ``predictions.parquet``; ``parts`` are (split, examples, logits (N, C)).
+
+    ``loss`` is what reads probabilities off the logits, see ``probabilities``.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -89,7 +112,7 @@ def write_predictions(
     ):
         for split, examples, logits in parts:
             several = space.multi_label
-            chances = probabilities(logits, multi_label=several)
+            chances = probabilities(logits, multi_label=several, loss=loss)
             columns = {
                 "split": [split] * len(examples),
                 "row": examples.rows,

@@ -1,42 +1,60 @@
 """The training job: a checked table becomes a run folder with a trained, evaluated classifier.
 
-``prepare`` refuses what can be refused; then baseline, linear probe, fine-tuning and evaluation
-follow, each writing its part of the folder. Under ``torchrun`` every process prepares the same data
-and trains; the first one alone writes and speaks.
+``prepare`` refuses what can be refused; then baseline, linear probe, fine-tuning, second stage and
+evaluation follow, each writing its part of the folder. Under ``torchrun`` every process prepares
+the same data and trains; the first one alone writes and speaks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shlex
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import load_model, save_model
 
 from longarc.data.examples import Examples
 from longarc.data.terminal import print_check
 from longarc.errors import Interrupted, ModelError, RunError
-from longarc.files import whole_folder, write_json
+from longarc.files import whole_file, whole_folder, write_json
 from longarc.models.head import final_linear
 from longarc.models.loading import load_classifier
 from longarc.objectives.losses.contract import Loss
-from longarc.objectives.losses.registry import build_loss
+from longarc.objectives.losses.registry import build_loss, loss_names
+from longarc.training.arguments import UNUSED_OUTPUTS, training_arguments
 from longarc.training.baseline import LinearBaseline
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.config import TrainConfig
-from longarc.training.evaluation import macro_f1, score, score_decisions, write_predictions
-from longarc.training.prediction import Predictor, bfloat16_is_fast, chosen_device, decisions
+from longarc.training.disk_space import refuse_full_disk
+from longarc.training.evaluation import (
+    score,
+    score_decisions,
+    validation_metrics,
+    write_predictions,
+)
+from longarc.training.prediction import (
+    Predictor,
+    bfloat16_is_fast,
+    chosen_device,
+    trained_loss,
+)
 from longarc.training.preparation import Prepared, prepare
-from longarc.training.probe import Probe, fit_probe
+from longarc.training.probe import Probe
 from longarc.training.progress import Reporter
+from longarc.training.recipes.loss_choice import candidate_losses, probe_losses
+from longarc.training.recipes.sampling import sampling_weights
+from longarc.training.recipes.second_stage import SecondStage, check_head
+from longarc.training.recipes.trials import Trials
 from longarc.training.run_folder import (
     RunFolder,
     create_run_folder,
@@ -44,16 +62,6 @@ from longarc.training.run_folder import (
     refuse_existing,
 )
 from longarc.training.trainer import Trainer, is_main_process
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-
-# Model outputs that evaluation must not collect: they are as long as the documents.
-_UNUSED = [
-    "hidden_states", "attentions", "past_key_values", "encoder_last_hidden_state",
-    "encoder_hidden_states", "encoder_attentions", "cross_attentions",
-]  # fmt: skip
 
 
 def train(config: TrainConfig, *, data: Any = None, console: Console | None = None) -> RunFolder:
@@ -89,19 +97,15 @@ class _Job:
         )
         self.config = dataclasses.replace(prepared.config, precision="bf16" if bf16 else "fp32")
         self.folder = RunFolder(self.config.run)
-        self.args = self._arguments(device)
+        self.args = training_arguments(self.config, device, len(self.splits.train))
         self.main = self.args.process_index == 0
         self.baselines: dict[str, dict[str, Any]] = {}
+        self.recipe: dict[str, Any] = {}
+        self.frozen: dict[str, torch.Tensor] = {}  # features by split, while they are of use
 
     def run(self) -> RunFolder:
         torch.manual_seed(self.config.seed)
-        self.loss: Loss = build_loss(
-            self.config.loss,
-            class_counts=self.space.counts,
-            num_examples=len(self.splits.train),
-            options=self.config.loss_options,
-            multi_label=self.space.multi_label,
-        )
+        self._settle_loss(self.config.loss)
         self.model: Any = load_classifier(
             self.config.model,
             labels=self.space.names,
@@ -110,8 +114,9 @@ class _Job:
             trust_remote_code=self.config.trust_remote_code,
         )
         self.model.to(self.args.device)
-        if self.config.head_start == "probe":
-            final_linear(self.model)  # refuses a model without one before anything is written
+        if self.config.head_start == "probe" or self._has_second_stage():
+            # Refuses a model without such a layer before anything is written.
+            check_head(final_linear(self.model), self.config.recipe)
         self.predictor = Predictor(
             self.model,
             self.prepared.tokenizer,
@@ -128,9 +133,11 @@ class _Job:
             if self.main:
                 self._fit_baselines(resumed is not None)
             self._wait()
+            self._agree_on_loss()
             if not self.config.freeze:
                 self._fine_tune(str(resumed) if resumed else None)
             if self.main:
+                self._second_stage()
                 self._finish()
             self._wait()
         except torch.OutOfMemoryError as error:
@@ -150,21 +157,25 @@ class _Job:
 
     def _open_folder(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
-        self._refuse_full_disk(parameters)
+        refuse_full_disk(self.config, parameters)
         origin = describe_origin(
             self.prepared.data_sha256,
             encoder=type(self.model.base_model).__name__,
             parameters=parameters,
             processes=self.args.world_size * max(1, self.args.n_gpu),
         )
+        if self.config.resume and self.config.loss == "auto":
+            self._settle_loss(self.folder.config().loss)  # "auto" still, if it was stopped so early
         create_run_folder(self.config, origin)
+        self.recipe = self.folder.recipe()
         self.space.save(self.folder.labels_file)
         write_json(self.folder.check_file, self.prepared.check.to_dict())
         self.folder.checkpoints.mkdir(exist_ok=True)
         if self.reporter.console is not None:
             print_check(self.prepared.check, self.reporter.console)
+        loss = "a loss to be chosen" if self.config.loss == "auto" else self.config.loss
         self.reporter.say(
-            f"{self.config.model} ({parameters / 1e6:.1f} M parameters), {self.config.loss}, "
+            f"{self.config.model} ({parameters / 1e6:.1f} M parameters), {loss}, "
             f"{self.config.max_length} tokens, {self.config.precision} on {self.args.device.type}"
         )
 
@@ -177,12 +188,8 @@ class _Job:
         if self.config.baseline:
             with self.reporter.timed("baseline"), self.reporter.task("TF-IDF + LinearSVC"):
                 linear = LinearBaseline()
-                linear.fit(
-                    self.splits.train.texts,
-                    self.space.encode(self.splits.train.labels or []),
-                    space=self.space,
-                    seed=self.config.seed,
-                )
+                train = self.splits.train
+                linear.fit(train.texts, self._codes(train), space=self.space, seed=self.config.seed)
                 self.baselines["tfidf-svm"] = {
                     split: score_decisions(part, self.space, linear.predict(part.texts))
                     for split, part in self._held_out()
@@ -191,42 +198,58 @@ class _Job:
             with self.reporter.timed("probe"):
                 probe, features = self._fit_probe()
                 if not self.config.freeze:  # else the model itself is the probe
+                    probed = {split: probe.logits(found) for split, found in features.items()}
                     self.baselines["frozen-probe"] = {
-                        split: score(part, self.space, probe.logits(features[split]).numpy())
+                        split: score(part, self.space, probed[split].numpy(), loss=self.loss)
                         for split, part in self._held_out()
                     }
+                elif self._has_second_stage():
+                    self.frozen = features
         write_json(kept, self.baselines)
 
     def _fit_probe(self) -> tuple[Probe, dict[str, torch.Tensor]]:
-        parts = self.splits.items()
-        total = sum(len(part) for _, part in parts)
-        with self.reporter.task("reading with the frozen encoder", total) as advance:
-            features = {
-                split: torch.from_numpy(self.predictor.features(part.texts, advance))
-                for split, part in parts
-            }
-        target = torch.from_numpy(self.space.encode(self.splits.train.labels or []))
-        held_out = self.space.encode(self.splits.validation.labels or [])
+        features = self._features([split for split, _ in self.splits.items()])
+        names: Sequence[str] = [self.config.loss]
+        if self.config.loss == "auto":
+            names = candidate_losses(multi_label=self.space.multi_label)
+        trials = Trials(self._codes(self.splits.validation), self._trial_seconds())
         with self.reporter.task("fitting the linear probe"):
-            probe = fit_probe(
+            name, probe = probe_losses(
+                trials,
+                {name: self._build_loss(name) for name in names},
                 features["train"],
-                target,
-                self.loss,
+                torch.from_numpy(self._codes(self.splits.train)),
+                features["validation"],
                 classes=len(self.space),
-                score=lambda p: macro_f1(
-                    held_out,
-                    decisions(
-                        p.logits(features["validation"]).numpy(),
-                        multi_label=self.space.multi_label,
-                    ),
-                ),
             )
+        if self.config.loss == "auto":
+            self._note_loss(name, trials)
         head = final_linear(self.model)
         with torch.no_grad():
             head.weight.copy_(probe.weight)
             if head.bias is not None:
                 head.bias.copy_(probe.bias)
         return probe, features
+
+    def _note_loss(self, name: str, trials: Trials) -> None:
+        """Make it the run's, in config.yaml too; recipe.json comes first, as it says why."""
+        figures = ", ".join(f"{row['name']} {row['macro_f1']:.3f}" for row in trials.rows)
+        why = f"{name}; validation macro-F1 of linear probes: {figures}"
+        self._note_recipe(loss={**trials.to_dict(), "chosen": name, "why": why})
+        self._settle_loss(name)
+        self.folder.settle(loss=name)
+        self.reporter.say(f"loss: {why}")
+
+    def _agree_on_loss(self) -> None:
+        """In every process the loss that the first one chose or found in config.yaml."""
+        if self.prepared.config.loss != "auto":
+            return
+        names = loss_names()
+        chosen = torch.tensor(names.index(self.config.loss) if self.main else 0)
+        if self.args.world_size > 1:
+            chosen = chosen.to(self.args.device)
+            torch.distributed.broadcast(chosen, 0)
+        self._settle_loss(names[int(chosen)])
 
     def _fine_tune(self, resume_from: str | None) -> None:
         from transformers import EarlyStoppingCallback
@@ -240,10 +263,13 @@ class _Job:
                 eval_dataset=self._documents(self.splits.validation, sort=True),
                 data_collator=PaddedBatches(self.prepared.tokenizer, self.config.max_length),
                 processing_class=self.prepared.tokenizer,
-                compute_metrics=_validation_metrics,
+                compute_metrics=validation_metrics,
                 loss=self.loss,
                 layer_decay=self.config.layer_decay,
                 head_learning_rate=self.config.head_learning_rate,
+                sampling_weights=sampling_weights(
+                    self._codes(self.splits.train), self.config.sampler
+                ),
                 callbacks=[
                     FiniteLoss(),
                     RunLog(self.folder.log_file),
@@ -263,7 +289,9 @@ class _Job:
             if resume_from:
                 self.reporter.say(f"going on from {Path(resume_from).name}")
             try:
-                trainer.train(resume_from_checkpoint=resume_from, ignore_keys_for_eval=_UNUSED)
+                trainer.train(
+                    resume_from_checkpoint=resume_from, ignore_keys_for_eval=UNUSED_OUTPUTS
+                )
             finally:
                 interruption.restore()
         if interruption.stopped:
@@ -286,8 +314,43 @@ class _Job:
                     "was kept. Try a smaller --learning-rate or more data."
                 )
 
+    def _second_stage(self) -> None:
+        """Change the head by --recipe and --calibrate, once: a resumed run finds what was done."""
+        if not self._has_second_stage():
+            return
+        head = final_linear(self.model)
+        kept = self.folder.checkpoints / "head.safetensors"
+        if "second_stage" in self.recipe and kept.is_file():
+            load_model(head, kept)
+            return
+        with self.reporter.timed("second_stage"):
+            started = time.monotonic()
+            held_out = self.splits.validation
+            features = self.frozen or self._features(["validation"])
+            reading = (time.monotonic() - started) / len(held_out)
+            stage = SecondStage(
+                head,
+                features["validation"],
+                Trials(self._codes(held_out), self._trial_seconds()),
+                space=self.space,
+                examples=len(self.splits.train),
+                loss=trained_loss(self.folder) or self.loss,
+                training=self._training_features,
+                training_seconds=0.0 if self.frozen else reading * len(self.splits.train),
+            )
+            record = stage.run(self.config.recipe, calibrate=self.config.calibrate)
+            with whole_file(kept) as temporary:
+                save_model(head, str(temporary))
+            self._note_recipe(second_stage=record)
+        self.reporter.say(f"second stage: {record['why']}")
+
+    def _training_features(self) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.frozen or self._features(["train"])
+        return features["train"], torch.from_numpy(self._codes(self.splits.train))
+
     def _finish(self) -> None:
         """Evaluate, then write model, predictions and, last, metrics."""
+        loss = trained_loss(self.folder)
         parts: list[tuple[str, Examples, np.ndarray]] = []
         metrics: dict[str, Any] = {}
         with self.reporter.timed("evaluation"):
@@ -297,7 +360,7 @@ class _Job:
                     logits = self.predictor.logits(part.texts, advance)
                     parts.append((split, part, logits))
                     metrics[split] = {
-                        "model": score(part, self.space, logits),
+                        "model": score(part, self.space, logits, loss=loss),
                         "baselines": {
                             name: figures[split] for name, figures in self.baselines.items()
                         },
@@ -305,7 +368,7 @@ class _Job:
         with whole_folder(self.folder.model) as temporary:
             self.model.save_pretrained(temporary)
             self.prepared.tokenizer.save_pretrained(temporary)
-        write_predictions(self.folder.predictions_file, self.space, parts)
+        write_predictions(self.folder.predictions_file, self.space, parts, loss=loss)
         metrics["seconds"] = {k: round(v, 1) for k, v in self.reporter.seconds.items()}
         write_json(self.folder.metrics_file, metrics)
         if not self.config.keep_checkpoints:
@@ -313,68 +376,56 @@ class _Job:
 
     # Pieces
 
+    def _build_loss(self, name: str) -> Loss:
+        return build_loss(
+            name,
+            class_counts=self.space.counts,
+            num_examples=len(self.splits.train),
+            options=self.config.loss_options,
+            multi_label=self.space.multi_label,
+        )
+
+    def _settle_loss(self, name: str) -> None:
+        self.config = dataclasses.replace(self.config, loss=name)
+        if name != "auto":  # else chosen by probes
+            self.loss = self._build_loss(name)
+
+    def _has_second_stage(self) -> bool:
+        return self.config.recipe != "none" or self.config.calibrate
+
+    def _trial_seconds(self) -> float:
+        """What is left of --recipe-minutes after the losses that were tried."""
+        tried = self.recipe.get("loss", {}).get("trials", [])
+        return 60 * self.config.recipe_minutes - sum(row["seconds"] for row in tried)
+
+    def _note_recipe(self, **part: Any) -> None:
+        self.recipe |= part
+        write_json(self.folder.recipe_file, self.recipe)
+
+    def _features(self, wanted: list[str]) -> dict[str, torch.Tensor]:
+        """What enters the head for the documents of some splits, each (N, d)."""
+        parts = [(split, part) for split, part in self.splits.items() if split in wanted]
+        total = sum(len(part) for _, part in parts)
+        with self.reporter.task("reading with the encoder", total) as advance:
+            return {
+                split: torch.from_numpy(self.predictor.features(part.texts, advance))
+                for split, part in parts
+            }
+
     def _held_out(self) -> list[tuple[str, Examples]]:
         return [(split, part) for split, part in self.splits.items() if split != "train"]
 
+    def _codes(self, part: Examples) -> np.ndarray:
+        return self.space.encode(part.labels or [])
+
     def _documents(self, part: Examples, *, sort: bool = False) -> Documents:
-        target = self.space.encode(part.labels or [])
+        target = self._codes(part)
         if target.ndim == 1:  # a class never seen in training has no logit to score
             target = np.where(target < 0, self.loss.ignore_index, target)
         documents = Documents(
             part.texts, self.prepared.tokenizer, self.config.max_length or 0, target
         )
         return documents.sorted_by_length() if sort else documents
-
-    def _arguments(self, device: torch.device) -> TrainingArguments:
-        from transformers import TrainingArguments
-
-        updates = len(self.splits.train) / (self.config.batch_size * self.config.accumulation)
-        return TrainingArguments(
-            output_dir=str(self.folder.checkpoints),
-            per_device_train_batch_size=self.config.batch_size,
-            per_device_eval_batch_size=2 * self.config.batch_size,
-            gradient_accumulation_steps=self.config.accumulation,
-            num_train_epochs=self.config.epochs,
-            learning_rate=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            warmup_steps=self.config.warmup,
-            max_grad_norm=self.config.max_grad_norm,
-            bf16=self.config.precision == "bf16",
-            use_cpu=device.type == "cpu",
-            seed=self.config.seed,
-            train_sampling_strategy="group_by_length" if self.config.group_by_length else "random",
-            logging_steps=max(1, math.ceil(updates * self.config.epochs / 200)),
-            logging_nan_inf_filter=False,
-            eval_strategy="epoch",
-            eval_on_start=True,
-            save_strategy="epoch",
-            save_total_limit=2,  # the best and the last; with 1 transformers drops the last
-            load_best_model_at_end=True,
-            metric_for_best_model="macro_f1",
-            greater_is_better=True,
-            restore_callback_states_from_checkpoint=True,
-            average_tokens_across_devices=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            ddp_timeout=7 * 24 * 3600,  # the others wait while the first fits the baselines
-            dataloader_pin_memory=device.type != "cpu",
-            disable_tqdm=True,
-            report_to="none",
-        )
-
-    def _refuse_full_disk(self, parameters: int) -> None:
-        place = self.config.run.absolute()
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
-        copies = 1 if self.config.freeze else 1 + 3 * 3  # weights and two moments; best, last, next
-        needed = 4 * parameters * copies
-        if free < needed:
-            raise RunError(
-                f"{place} has {free / 1e9:.2f} GB free, and this run needs up to "
-                f"{needed / 1e9:.2f} GB for checkpoints. Free some, or name a folder on another "
-                "disk with --out."
-            )
 
     def _full_disk(self) -> str:
         kept = last_checkpoint(self.folder.checkpoints)
@@ -392,11 +443,3 @@ class _Job:
     def _wait(self) -> None:
         if self.args.world_size > 1:
             torch.distributed.barrier()
-
-
-def _validation_metrics(evaluated: Any) -> dict[str, float]:
-    """Macro-F1, which chooses the best checkpoint, and accuracy."""
-    logits, target = np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids)
-    predicted = decisions(logits, multi_label=target.ndim == 2)
-    exact = predicted == target if target.ndim == 1 else (predicted == target).all(axis=1)
-    return {"macro_f1": macro_f1(target, predicted), "accuracy": float(exact.mean())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,16 @@ import numpy as np
 import torch
 
 from longarc.models.head import capture_features, final_linear
+from longarc.objectives.losses.registry import build_loss
 from longarc.training.batches import Documents, PaddedBatches
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longarc.objectives.losses.contract import Loss
+    from longarc.training.run_folder import RunFolder
 
 
 def chosen_device(device: str = "auto") -> torch.device:
@@ -121,8 +126,11 @@ class Predictor:
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
-def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
+def probabilities(logits: np.ndarray, *, multi_label: bool, loss: Loss | None = None) -> np.ndarray:
     """Softmax over classes, or a sigmoid for each label, in float64 and without overflow.
+
+    With ``loss``, what it says of the logits (N, C) of a head that it trained: the same for most,
+    corrected for a focal loss.
 
     >>> probabilities(np.array([[0.0, 1000.0]]), multi_label=False)
     array([[0., 1.]])
@@ -130,7 +138,28 @@ def probabilities(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:
     from scipy.special import expit, softmax
 
     exact = logits.astype(np.float64)
+    if loss is not None:
+        return loss.probabilities(torch.from_numpy(exact)).numpy()
     return expit(exact) if multi_label else softmax(exact, axis=1)
+
+
+def trained_loss(folder: RunFolder) -> Loss | None:
+    """The loss of a run, for ``probabilities``; None where the head is no longer as it left it.
+
+    A second stage that changed the head (``recipe.json``) leaves logits for a softmax or sigmoid.
+    """
+    if folder.recipe().get("second_stage", {}).get("head_changed"):
+        return None
+    config, space = folder.config(), folder.labels()
+    check = folder.check_file
+    rows = json.loads(check.read_text(encoding="utf-8"))["rows"] if check.is_file() else {}
+    return build_loss(
+        config.loss,
+        class_counts=space.counts,
+        num_examples=rows.get("train"),
+        options=config.loss_options,
+        multi_label=space.multi_label,
+    )
 
 
 def decisions(logits: np.ndarray, *, multi_label: bool) -> np.ndarray:

@@ -123,7 +123,13 @@ def _length(config: TrainConfig) -> int:
 
 
 def _settle_loss(config: TrainConfig, space: LabelSpace) -> TrainConfig:
+    """The loss where it is left open, but for the job to choose by probes under --recipe auto."""
+    if config.recipe == "tau-norm" and space.multi_label:
+        raise OptionError(
+            "--recipe tau-norm changes no decision where a document can have several labels: it "
+            "scales each label's logit and leaves its sign. Use --recipe post-hoc or crt."
+        )
     name = config.loss
-    if name == "auto":
+    if name == "auto" and not (config.recipe == "auto" and config.head_start == "probe"):
         name = "binary-cross-entropy" if space.multi_label else "cross-entropy"
     return dataclasses.replace(config, loss=name)

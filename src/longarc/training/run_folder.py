@@ -71,6 +71,11 @@ class RunFolder:
         """What was noteworthy about the table."""
         return self.path / "check.json"
 
+    @property
+    def recipe_file(self) -> Path:
+        """What a recipe tried and chose; absent from a run without one."""
+        return self.path / "recipe.json"
+
     def config(self) -> TrainConfig:
         """The options of the run, defaults of a newer version filled in."""
         values = self._values()
@@ -88,6 +93,17 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         """Validation and test figures, with the baselines'."""
         return json.loads(self.metrics_file.read_text(encoding="utf-8"))
+
+    def recipe(self) -> dict[str, Any]:
+        """What a recipe has tried and chosen so far; empty without one."""
+        if not self.recipe_file.is_file():
+            return {}
+        return json.loads(self.recipe_file.read_text(encoding="utf-8"))
+
+    def settle(self, **options: Any) -> None:
+        """Write options that were left to the run itself into ``config.yaml``."""
+        values = self._values() | options
+        write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     @property
     def complete(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
 from longarc.models.head import final_linear
-from longarc.training.batches import LengthGroupedSampler
+from longarc.training.batches import LengthGroupedSampler, SeededSampler
 from longarc.training.checkpoint import (
     SCALER,
     load_optimizer,
@@ -28,6 +28,8 @@ from longarc.training.checkpoint import (
 from longarc.training.parameters import parameter_groups
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from longarc.objectives.losses.contract import Loss
 
 
@@ -55,6 +57,8 @@ class Trainer(transformers.Trainer):
         loss: what to minimise; None leaves the loss to the model.
         layer_decay: factor on the step size for each layer further from the head; 1 for none.
         head_learning_rate: peak step size of the head; None for ``args.learning_rate``.
+        sampling_weights: (N,) the probability with which each training document is drawn, with
+            replacement, N of them an epoch; None visits each once an epoch.
 
     Example (see ``docs/training.md`` for one that runs)::
 
@@ -71,16 +75,18 @@ class Trainer(transformers.Trainer):
         loss: Loss | None = None,
         layer_decay: float = 1.0,
         head_learning_rate: float | None = None,
+        sampling_weights: np.ndarray | None = None,
         **keywords: Any,
     ):
         super().__init__(model, args, *positional, **keywords)  # pyright: ignore[reportArgumentType]
         self.loss = loss.to(self.args.device) if loss is not None else None
         self.layer_decay = layer_decay
         self.head_learning_rate = head_learning_rate
+        self.sampling_weights = sampling_weights
         # Ours divides by the denominator of the whole step; a model's own mean is divided by the
         # number of batches, which transformers omits for heads that accept **kwargs.
         self.loss_is_scaled_for_ga = loss is not None
-        self._sampler: LengthGroupedSampler | None = None
+        self._sampler: SeededSampler | None = None
 
     # The loss of a step
 
@@ -137,11 +143,18 @@ class Trainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         lengths = getattr(dataset, "lengths", None)
-        if self.args.train_sampling_strategy != "group_by_length" or lengths is None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            lengths = None
+        weights = self.sampling_weights
+        if lengths is None and weights is None:
             return super()._get_train_sampler(train_dataset)
-        update = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._sampler = LengthGroupedSampler(lengths, update * self.args.world_size, seed)
+        if lengths is not None:
+            update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            batch = update * self.args.world_size
+            self._sampler = LengthGroupedSampler(lengths, batch, seed, weights)
+        else:
+            self._sampler = SeededSampler(len(cast(Sized, dataset)), seed, weights)
         return self._sampler
 
     def _run_epoch(self, *args: Any, **keywords: Any) -> None:

@@ -1,0 +1,62 @@
+"""The options of a run in the words of transformers' Trainer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from longarc.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+    from longarc.training.config import TrainConfig
+
+
+UNUSED_OUTPUTS = [
+    "hidden_states", "attentions", "past_key_values", "encoder_last_hidden_state",
+    "encoder_hidden_states", "encoder_attentions", "cross_attentions",
+]  # fmt: skip
+"""Model outputs that evaluation must not collect: they are as long as the documents."""
+
+
+def training_arguments(
+    config: TrainConfig, device: torch.device, documents: int
+) -> TrainingArguments:
+    """Arguments for a run on ``documents`` training documents; its precision is settled already."""
+    from transformers import TrainingArguments
+
+    updates = documents / (config.batch_size * config.accumulation)
+    return TrainingArguments(
+        output_dir=str(RunFolder(config.run).checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=2 * config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bf16",
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
+        logging_steps=max(1, math.ceil(updates * config.epochs / 200)),
+        logging_nan_inf_filter=False,
+        eval_strategy="epoch",
+        eval_on_start=True,
+        save_strategy="epoch",
+        save_total_limit=2,  # the best and the last; with 1 transformers drops the last
+        load_best_model_at_end=True,
+        metric_for_best_model="macro_f1",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        average_tokens_across_devices=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_timeout=7 * 24 * 3600,  # the others wait while the first fits the baselines
+        dataloader_pin_memory=device.type != "cpu",
+        disable_tqdm=True,
+        report_to="none",
+    )
