@@ -20,6 +20,7 @@ from longarc.errors import DataError, OptionError, close_matches
 from longarc.files import write_text
 from longarc.report.card import model_card
 from longarc.report.html import write_report
+from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import score
 from longarc.training.job import train
@@ -138,7 +139,7 @@ class Run:
 
     @cached_property
     def predictor(self) -> Predictor:
-        """The model with its tokenizer, ready for texts."""
+        """The model with its tokenizer, and a hybrid's linear scores, ready for texts."""
         from longarc.models.loading import load_model, load_tokenizer
 
         device = chosen_device(self.config.device)
@@ -148,6 +149,7 @@ class Run:
             load_tokenizer(self.folder.model, trust_remote_code=self.config.trust_remote_code),
             max_length=self.config.max_length or 0,
             bf16=self.config.precision == "bf16" and bfloat16_is_fast(device),
+            offset=LinearBaseline.load(self.folder.linear).margins if self.config.hybrid else None,
         )
 
     def predict(self, texts: Sequence[str]) -> list[Any]:

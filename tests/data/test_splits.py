@@ -138,13 +138,20 @@ def test_given_files_are_kept_and_only_the_rest_is_split_off():
     assert (len(validated.train), len(validated.test)) == (20, 20)
     untested = make_splits(examples, validation=other, test_fraction=0)
     assert (untested.train, untested.test) == (examples, None)
+    last = make_splits(examples, test=other, validation_fraction=0)
+    assert (last.train, last.validation, last.test) == (examples, None, other)
+    assert [name for name, _ in last.items()] == ["train", "test"]
+    halved = make_splits(examples, validation_fraction=0, test_fraction=0.5)
+    assert (len(halved.train), halved.validation, len(halved.test)) == (20, None, 20)
 
 
 def test_impossible_requests():
     examples = distinct(["a", "b"] * 10)
-    for fraction in (0, 1, -0.1, 1.5):
+    for fraction in (1, -0.1, 1.5):
         with pytest.raises(OptionError, match=f"validation_fraction is {fraction}"):
             make_splits(examples, validation_fraction=fraction)
+    with pytest.raises(OptionError, match="both 0, so nothing would be measured"):
+        make_splits(examples, validation_fraction=0, test_fraction=0)
     with pytest.raises(OptionError, match="test_fraction is 1"):
         make_splits(examples, test_fraction=1)
     with pytest.raises(OptionError, match=r"0\.5 and 0\.5 leave nothing"):

@@ -108,6 +108,7 @@ def test_one_class_only_in_the_labels():
 def test_no_documents_to_predict():
     baseline, _ = fitted(["red fox", "blue sea"], ["a", "b"])
     assert baseline.predict([""]).shape == (1,)
+    assert baseline.margins([]).shape == (0, 2)
 
 
 CHINESE = {

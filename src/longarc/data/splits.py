@@ -15,10 +15,13 @@ TRAIN = 0
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples to train on, to choose the best step with, and to measure with."""
+    """The examples to train on, to choose the best step with, and to measure with.
+
+    One of ``validation`` and ``test`` may be missing.
+    """
 
     train: Examples
-    validation: Examples
+    validation: Examples | None
     test: Examples | None
 
     def items(self) -> list[tuple[str, Examples]]:
@@ -50,12 +53,12 @@ def make_splits(
         examples: n labelled examples.
         validation: given instead of a part of ``examples``.
         test: given instead of a part of ``examples``.
-        validation_fraction: of ``examples``, between 0 and 1.
+        validation_fraction: of ``examples``; 0 means no validation split.
         test_fraction: of ``examples``; 0 means no test split.
         seed: which texts go where.
 
     Raises:
-        OptionError: the fractions leave nothing for a split.
+        OptionError: the fractions leave nothing for a split, or nothing to measure with.
         DataError: there are too few examples, or they have no labels.
 
     >>> texts, rows = [f"text {row}" for row in range(1, 21)], list(range(1, 21))
@@ -67,21 +70,27 @@ def make_splits(
     if examples.labels is None:
         raise DataError(f"{examples.source} was read without labels. Name the label column.")
     wanted = {}
-    if validation is None:
+    if validation is None and validation_fraction != 0:
         wanted["validation"] = validation_fraction
     if test is None and test_fraction != 0:
         wanted["test"] = test_fraction
     for name, fraction in wanted.items():
         if not 0 < fraction < 1:
-            allowed = "above 0 and below 1" if name == "validation" else "from 0 to below 1"
-            raise OptionError(f"{name}_fraction is {fraction}. Expected a number {allowed}.")
+            raise OptionError(
+                f"{name}_fraction is {fraction}. Expected a number from 0 to below 1."
+            )
+    if not wanted and validation is None and test is None:
+        raise OptionError(
+            "validation_fraction and test_fraction are both 0, so nothing would be measured. "
+            "Leave a part of the table for one of them, or name a table."
+        )
     if sum(wanted.values()) >= 1:
         raise OptionError(
             f"The fractions {' and '.join(map(str, wanted.values()))} leave nothing to train on. "
             "Expected a sum below 1."
         )
     if not wanted:
-        return Splits(examples, validation, test)  # pyright: ignore[reportArgumentType]
+        return Splits(examples, validation, test)
 
     _refuse_uniform(examples)
     parts = _assign(examples, [1 - sum(wanted.values()), *wanted.values()], seed)
@@ -94,7 +103,7 @@ def make_splits(
                 "every class keeps a text in train, and equal texts stay together. Add examples, "
                 f"or give a {name} file."
             )
-    return Splits(made["train"], validation or made["validation"], test or made.get("test"))
+    return Splits(made["train"], validation or made.get("validation"), test or made.get("test"))
 
 
 def _refuse_uniform(examples: Examples) -> None:

@@ -133,7 +133,7 @@ class LinearBaseline:
         """
         if self.weight is None or self.bias is None:
             raise ModelError("The baseline has learnt nothing yet. Call fit before predict.")
-        if self.vectorizer is None:
+        if self.vectorizer is None or not len(texts):
             return np.tile(self.bias, (len(texts), 1))
         features = self.vectorizer.transform(_shortened(texts)).astype(np.float32)
         return features @ self.weight.T + self.bias

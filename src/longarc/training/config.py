@@ -39,7 +39,10 @@ class TrainConfig:
     )
     validation: str | None = option(None, "table to validate on, instead of a part of DATA")
     test: str | None = option(None, "table to test on, instead of a part of DATA")
-    validation_fraction: float = option(0.15, "part of DATA to validate on when no table is named")
+    validation_fraction: float = option(
+        0.15,
+        "part of DATA to validate on when no table is named; 0 to train on it and choose nothing",
+    )
     test_fraction: float = option(
         0.15, "part of DATA to test on when no table is named; 0 for none"
     )
@@ -66,7 +69,13 @@ class TrainConfig:
         "second stage for rare classes, which changes the head alone; auto: what does best on the "
         "validation split, the loss too where it is auto",
     )
+    recipe_tau: float | None = option(
+        None, "τ of --recipe post-hoc or tau-norm; default: chosen on the validation split"
+    )
     recipe_minutes: float = option(5.0, "time that the trials of --recipe auto may take")
+    hybrid: float = option(
+        0.0, "add so many times the margins of TF-IDF + LinearSVC to the logits; 0 for none"
+    )
     calibrate: bool = option(
         False, "scale the logits so that confidences fit the validation split; last of all"
     )
@@ -118,6 +127,7 @@ class TrainConfig:
             "max_grad_norm": (0, None), "patience": (0, None), "checkpoint_minutes": (0, None),
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
             "seed": (0, 2**32 - 1), "recipe_minutes": (0, None),
+            "recipe_tau": (-10, 10), "hybrid": (0, None),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -145,6 +155,13 @@ class TrainConfig:
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
             )
+        if self.recipe_tau is not None and self.recipe not in ("post-hoc", "tau-norm"):
+            raise OptionError(
+                f"--recipe-tau is for --recipe post-hoc or tau-norm, and --recipe is {self.recipe}. "
+                "Name one of the two, or drop --recipe-tau."
+            )
+        if not self.validates:
+            self._refuse_choices()
         if self.resume and self.overwrite:
             raise OptionError(
                 "--resume keeps the run and --overwrite deletes it. Drop one of them."
@@ -168,6 +185,25 @@ class TrainConfig:
                 raise OptionError(
                     f"--{name.replace('_', '-')} is {value!r}: expected {expected[kind]}."
                 )
+
+    def _refuse_choices(self) -> None:
+        """Without a validation split nothing can be chosen, so everything has to be named."""
+        fix = "or leave a part of the table with --validation-fraction."
+        if self.recipe in ("post-hoc", "tau-norm") and self.recipe_tau is None:
+            raise OptionError(
+                f"--validation-fraction is 0, so there is nothing to choose the τ of --recipe "
+                f"{self.recipe} on. Give it with --recipe-tau, {fix}"
+            )
+        if self.recipe in ("crt", "auto") or self.calibrate:
+            named = "--calibrate" if self.calibrate else f"--recipe {self.recipe}"
+            raise OptionError(
+                f"{named} needs a validation split, and --validation-fraction is 0. Drop it, {fix}"
+            )
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split."""
+        return self.validation is not None or self.validation_fraction > 0
 
     @property
     def run(self) -> Path:

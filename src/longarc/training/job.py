@@ -29,19 +29,18 @@ from longarc.models.head import final_linear
 from longarc.models.loading import load_classifier
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.registry import build_loss, loss_names
-from longarc.training.arguments import UNUSED_OUTPUTS, training_arguments
+from longarc.training.arguments import training_arguments
 from longarc.training.baseline import LinearBaseline
-from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
+from longarc.training.batches import Documents
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.config import TrainConfig
 from longarc.training.disk_space import refuse_full_disk
 from longarc.training.evaluation import (
     score,
     score_decisions,
-    validation_metrics,
     write_predictions,
 )
+from longarc.training.fine_tuning import fine_tune
 from longarc.training.prediction import (
     Predictor,
     bfloat16_is_fast,
@@ -61,7 +60,7 @@ from longarc.training.run_folder import (
     describe_origin,
     refuse_existing,
 )
-from longarc.training.trainer import Trainer, is_main_process
+from longarc.training.trainer import is_main_process
 
 
 def train(config: TrainConfig, *, data: Any = None, console: Console | None = None) -> RunFolder:
@@ -114,7 +113,9 @@ class _Job:
             trust_remote_code=self.config.trust_remote_code,
         )
         self.model.to(self.args.device)
-        if self.config.head_start == "probe" or self._has_second_stage():
+        # Before any choice by probes there is no loss, and none of its candidates needs the head.
+        needs_head = self.config.loss != "auto" and self.loss.uses_class_vectors
+        if needs_head or self.config.head_start == "probe" or self._has_second_stage():
             # Refuses a model without such a layer before anything is written.
             check_head(final_linear(self.model), self.config.recipe)
         self.predictor = Predictor(
@@ -185,15 +186,18 @@ class _Job:
         if resumed and kept.is_file():
             self.baselines = json.loads(kept.read_text(encoding="utf-8"))
             return
-        if self.config.baseline:
+        if self.config.baseline or self.config.hybrid:
             with self.reporter.timed("baseline"), self.reporter.task("TF-IDF + LinearSVC"):
                 linear = LinearBaseline()
                 train = self.splits.train
                 linear.fit(train.texts, self._codes(train), space=self.space, seed=self.config.seed)
-                self.baselines["tfidf-svm"] = {
-                    split: score_decisions(part, self.space, linear.predict(part.texts))
-                    for split, part in self._held_out()
-                }
+                if self.config.baseline:
+                    self.baselines["tfidf-svm"] = {
+                        split: score_decisions(part, self.space, linear.predict(part.texts))
+                        for split, part in self._held_out()
+                    }
+                if self.config.hybrid:
+                    linear.scaled(self.config.hybrid).save(self._kept_linear)
         if self.config.head_start == "probe":
             with self.reporter.timed("probe"):
                 probe, features = self._fit_probe()
@@ -212,14 +216,14 @@ class _Job:
         names: Sequence[str] = [self.config.loss]
         if self.config.loss == "auto":
             names = candidate_losses(multi_label=self.space.multi_label)
-        trials = Trials(self._codes(self.splits.validation), self._trial_seconds())
+        trials = Trials(self._validation_codes(), self._trial_seconds())
         with self.reporter.task("fitting the linear probe"):
             name, probe = probe_losses(
                 trials,
                 {name: self._build_loss(name) for name in names},
                 features["train"],
                 torch.from_numpy(self._codes(self.splits.train)),
-                features["validation"],
+                features.get("validation", features["train"][:0]),
                 classes=len(self.space),
             )
         if self.config.loss == "auto":
@@ -252,67 +256,31 @@ class _Job:
         self._settle_loss(names[int(chosen)])
 
     def _fine_tune(self, resume_from: str | None) -> None:
-        from transformers import EarlyStoppingCallback
-
-        interruption = Interruption()
+        """Train all of the model; a run that was interrupted goes on from its checkpoint."""
+        validation = self.splits.validation
         with self.reporter.timed("training"), self.reporter.task("fine-tuning") as advance:
-            trainer = Trainer(
-                self.model,
-                self.args,
-                train_dataset=self._documents(self.splits.train),
-                eval_dataset=self._documents(self.splits.validation, sort=True),
-                data_collator=PaddedBatches(self.prepared.tokenizer, self.config.max_length),
-                processing_class=self.prepared.tokenizer,
-                compute_metrics=validation_metrics,
-                loss=self.loss,
-                layer_decay=self.config.layer_decay,
-                head_learning_rate=self.config.head_learning_rate,
-                sampling_weights=sampling_weights(
-                    self._codes(self.splits.train), self.config.sampler
-                ),
-                callbacks=[
-                    FiniteLoss(),
-                    RunLog(self.folder.log_file),
-                    CheckpointClock(self.config.checkpoint_minutes),
-                    interruption,
-                    *([Bar(advance)] if self.main else []),
-                    *(
-                        [EarlyStoppingCallback(self.config.patience)]
-                        if self.config.patience
-                        else []
-                    ),
-                ],
-            )
-            from transformers.trainer_callback import PrinterCallback
-
-            trainer.remove_callback(PrinterCallback)
-            if resume_from:
-                self.reporter.say(f"going on from {Path(resume_from).name}")
             try:
-                trainer.train(
-                    resume_from_checkpoint=resume_from, ignore_keys_for_eval=UNUSED_OUTPUTS
+                best = fine_tune(
+                    self.model,
+                    self.args,
+                    self.config,
+                    train=self._documents(self.splits.train),
+                    validation=self._documents(validation, sort=True) if validation else None,
+                    tokenizer=self.prepared.tokenizer,
+                    loss=self.loss,
+                    sampling_weights=sampling_weights(
+                        self._codes(self.splits.train), self.config.sampler
+                    ),
+                    resume_from=resume_from,
+                    advance=advance if self.main else None,
                 )
-            finally:
-                interruption.restore()
-        if interruption.stopped:
-            raise Interrupted(
-                f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-                f"its state is saved. {self._how_to_resume()}"
+            except Interrupted as stopped:
+                raise Interrupted(f"{stopped} {self._how_to_resume()}") from None
+        if best == 0 and self.config.epochs:
+            self.reporter.say(
+                "fine-tuning did not beat the linear probe on the validation split: the probe was "
+                "kept. Try a smaller --learning-rate or more data."
             )
-        if self.main:
-            log = RunLog(self.folder.log_file)
-            best = trainer.state.best_global_step
-            log.write(
-                "end",
-                step=trainer.state.global_step,
-                best_step=best,
-                seconds=round(self.reporter.seconds["training"], 1),
-            )
-            if best == 0 and trainer.state.global_step:
-                self.reporter.say(
-                    "fine-tuning did not beat the linear probe on the validation split: the probe "
-                    "was kept. Try a smaller --learning-rate or more data."
-                )
 
     def _second_stage(self) -> None:
         """Change the head by --recipe and --calibrate, once: a resumed run finds what was done."""
@@ -325,18 +293,23 @@ class _Job:
             return
         with self.reporter.timed("second_stage"):
             started = time.monotonic()
-            held_out = self.splits.validation
+            texts = self.splits.validation.texts if self.splits.validation else []
             features = self.frozen or self._features(["validation"])
-            reading = (time.monotonic() - started) / len(held_out)
+            reading = (time.monotonic() - started) / max(len(texts), 1)
+            offset = None
+            if self.config.hybrid:
+                offset = torch.from_numpy(LinearBaseline.load(self._kept_linear).margins(texts))
             stage = SecondStage(
                 head,
-                features["validation"],
-                Trials(self._codes(held_out), self._trial_seconds()),
+                features.get("validation", torch.zeros(0, head.in_features)),
+                Trials(self._validation_codes(), self._trial_seconds()),
                 space=self.space,
                 examples=len(self.splits.train),
                 loss=trained_loss(self.folder) or self.loss,
                 training=self._training_features,
                 training_seconds=0.0 if self.frozen else reading * len(self.splits.train),
+                offset=offset,
+                tau=self.config.recipe_tau,
             )
             record = stage.run(self.config.recipe, calibrate=self.config.calibrate)
             with whole_file(kept) as temporary:
@@ -351,6 +324,8 @@ class _Job:
     def _finish(self) -> None:
         """Evaluate, then write model, predictions and, last, metrics."""
         loss = trained_loss(self.folder)
+        linear = self._scores()
+        self.predictor.offset = linear.margins if linear else None
         parts: list[tuple[str, Examples, np.ndarray]] = []
         metrics: dict[str, Any] = {}
         with self.reporter.timed("evaluation"):
@@ -368,6 +343,8 @@ class _Job:
         with whole_folder(self.folder.model) as temporary:
             self.model.save_pretrained(temporary)
             self.prepared.tokenizer.save_pretrained(temporary)
+        if linear:
+            linear.save(self.folder.linear)
         write_predictions(self.folder.predictions_file, self.space, parts, loss=loss)
         metrics["seconds"] = {k: round(v, 1) for k, v in self.reporter.seconds.items()}
         write_json(self.folder.metrics_file, metrics)
@@ -389,6 +366,23 @@ class _Job:
         self.config = dataclasses.replace(self.config, loss=name)
         if name != "auto":  # else chosen by probes
             self.loss = self._build_loss(name)
+
+    def _scores(self) -> LinearBaseline | None:
+        """What a hybrid adds to the logits; the temperature is for both."""
+        if not self.config.hybrid:
+            return None
+        temperature = self.recipe.get("second_stage", {}).get("temperature")
+        linear = LinearBaseline.load(self._kept_linear)
+        return linear.scaled(1 / temperature["value"]) if temperature else linear
+
+    @property
+    def _kept_linear(self) -> Path:
+        return self.folder.checkpoints / "linear"
+
+    def _validation_codes(self) -> np.ndarray:
+        """The labels that choices are made by; none without a validation split."""
+        validation = self.splits.validation
+        return self._codes(validation) if validation else self._codes(self.splits.train)[:0]
 
     def _has_second_stage(self) -> bool:
         return self.config.recipe != "none" or self.config.calibrate

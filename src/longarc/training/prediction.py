@@ -50,6 +50,7 @@ class Predictor:
         max_length: tokens of a document that are read.
         bf16: bfloat16 arithmetic under autocast; logits come out in float32.
         batch_size: documents at once; documents of similar length share a batch.
+        offset: what is added to the logits, (N, C) for N texts, such as a hybrid's linear margins.
     """
 
     CHUNK = 64
@@ -63,19 +64,22 @@ class Predictor:
         max_length: int,
         bf16: bool = False,
         batch_size: int = 32,
+        offset: Callable[[Sequence[str]], np.ndarray] | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.bf16 = bf16
         self.batch_size = batch_size
+        self.offset = offset
         self._collate = PaddedBatches(tokenizer, max_length)
 
     def logits(
         self, texts: Sequence[str], advance: Callable[[float], Any] | None = None
     ) -> np.ndarray:
         """(N, C) float32, a row a text, in order; ``advance`` is called with documents done."""
-        return self._run(texts, features=False, advance=advance)
+        logits = self._run(texts, features=False, advance=advance)
+        return logits if self.offset is None else logits + self.offset(texts)
 
     def features(
         self, texts: Sequence[str], advance: Callable[[float], Any] | None = None
@@ -146,11 +150,13 @@ def probabilities(logits: np.ndarray, *, multi_label: bool, loss: Loss | None = 
 def trained_loss(folder: RunFolder) -> Loss | None:
     """The loss of a run, for ``probabilities``; None where the head is no longer as it left it.
 
-    A second stage that changed the head (``recipe.json``) leaves logits for a softmax or sigmoid.
+    A second stage that changed the head (``recipe.json``), or a hybrid's scores in the sum, leave
+    logits for a softmax or sigmoid.
     """
-    if folder.recipe().get("second_stage", {}).get("head_changed"):
+    config = folder.config()
+    if config.hybrid or folder.recipe().get("second_stage", {}).get("head_changed"):
         return None
-    config, space = folder.config(), folder.labels()
+    space = folder.labels()
     check = folder.check_file
     rows = json.loads(check.read_text(encoding="utf-8"))["rows"] if check.is_file() else {}
     return build_loss(

@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def linear(self) -> Path:
+        """The linear classifier whose margins a hybrid adds to the model's logits."""
+        return self.path / "linear"
+
+    @property
     def checkpoints(self) -> Path:
         """Resumable state."""
         return self.path / "checkpoints"

@@ -43,6 +43,7 @@ class AsymmetricLoss(Loss):
     """
 
     multi_label = True
+    convex = False
 
     def __init__(
         self,

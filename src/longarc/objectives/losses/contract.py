@@ -64,6 +64,10 @@ class Loss(nn.Module):
     #: takes it as an argument.
     multi_label: bool = False
 
+    #: False where a descent from zero weights may end far from the least value. A linear probe then
+    #: starts from cross-entropy's solution.
+    convex: bool = True
+
     #: True where ``forward`` needs ``class_vectors`` (C, d), the rows of the last linear layer.
     uses_class_vectors: bool = False
 

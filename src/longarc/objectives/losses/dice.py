@@ -54,6 +54,8 @@ class DiceLoss(Loss):
     tensor(0.3111)
     """  # noqa: E501
 
+    convex = False
+
     def __init__(
         self,
         form: DiceForm = "plain",

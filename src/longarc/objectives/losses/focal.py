@@ -47,6 +47,8 @@ class FocalLoss(Loss):
     (tensor([0.8808, 0.1192]), tensor([0.9955, 0.0045]))
     """
 
+    convex = False
+
     def __init__(
         self,
         gamma: float = 2.0,

@@ -31,6 +31,8 @@ class SoftAccuracyLoss(Loss):
     tensor(0.7263)
     """
 
+    convex = False
+
     def __init__(
         self,
         *,

@@ -41,6 +41,8 @@ class SoftF1Loss(Loss):
     tensor(0.3333)
     """  # noqa: E501
 
+    convex = False
+
     def __init__(
         self,
         *,

@@ -36,6 +36,8 @@ class TruncatedCrossEntropy(Loss):
     tensor([0.0000, 0.5981])
     """
 
+    convex = False
+
     def __init__(
         self,
         threshold: float = 0.6,

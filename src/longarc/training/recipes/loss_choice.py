@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from longarc.training.evaluation import macro_f1
 from longarc.training.prediction import decisions
-from longarc.training.probe import Probe, fit_probe
+from longarc.training.probe import PENALTIES, PENALTY, Probe, fit_probe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,8 @@ def probe_losses(
 ) -> tuple[str, Probe]:
     """Fit a probe with each loss; the name of the best by validation macro-F1, and its probe.
 
-    Of equals the earlier one is taken. ``trials`` receives the figures.
+    Of equals the earlier one is taken. ``trials`` receives the figures. Without validation
+    documents only the usual penalty is tried.
 
     Args:
         trials: with the validation target, and the time there is.
@@ -54,6 +55,7 @@ def probe_losses(
         classes: C.
     """
     several = trials.target.ndim == 2
+    penalties = PENALTIES if len(trials.target) else (PENALTY,)
 
     def score(probe: Probe) -> float:
         predicted = decisions(probe.logits(held_out).numpy(), multi_label=several)
@@ -64,7 +66,7 @@ def probe_losses(
         if probes and not trials.has_time(name):
             continue
         started = time.monotonic()
-        probe = fit_probe(features, target, loss, classes=classes, score=score)
+        probe = fit_probe(features, target, loss, classes=classes, score=score, penalties=penalties)
         logits = probe.logits(held_out).numpy()
         trials.add(name, logits, since=started, loss=loss, penalty=probe.penalty)
         probes[name] = probe

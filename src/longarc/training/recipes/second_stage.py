@@ -55,6 +55,8 @@ class SecondStage:
         loss: what the head was trained with, which knows how to read its logits.
         training: gives features (M, d) and target of the training documents, for ``crt``.
         training_seconds: about how long that takes.
+        offset: (N, C), what is added to the head's logits of the validation documents.
+        tau: τ of post-hoc and tau-norm, where it is not to be chosen.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class SecondStage:
         loss: Loss,
         training: Callable[[], tuple[Tensor, Tensor]],
         training_seconds: float = 0.0,
+        offset: Tensor | None = None,
+        tau: float | None = None,
     ):
         self.head = head
         self.features = features
@@ -76,6 +80,8 @@ class SecondStage:
         self.loss = loss
         self.training = training
         self.training_seconds = training_seconds
+        self.offset = 0.0 if offset is None else offset
+        self.tau = tau
         prior = log_prior(space.counts, examples, multi_label=space.multi_label)
         self.prior = torch.from_numpy(prior).float()
         self.weight = head.weight.detach().float().cpu()
@@ -124,7 +130,7 @@ class SecondStage:
         }  # fmt: skip
         weight, bias, facts = recipes[name]()
         self.heads[name] = weight, bias
-        logits = linear(self.features, weight, bias).numpy()
+        logits = self._logits(weight, bias).numpy()
         loss = self.loss if _as_trained(name, facts) else None
         self.trials.add(name, logits, since=started, loss=loss, **facts)
 
@@ -134,19 +140,18 @@ class SecondStage:
     def _post_hoc(self) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         check_head(self.head, "post-hoc")
         bias = cast(Tensor, self.bias)
-        logits = linear(self.features, self.weight, bias)
+        logits = self._logits(self.weight, bias)
         tau = choose_tau(
-            lambda tau: self._macro_f1(post_hoc_adjust(logits, self.prior, tau)), POST_HOC_TAUS
+            lambda tau: self._macro_f1(post_hoc_adjust(logits, self.prior, tau)),
+            POST_HOC_TAUS if self.tau is None else (self.tau,),
         )
         return self.weight, post_hoc_adjust(bias, self.prior, tau), {"tau": tau}
 
     def _tau_norm(self) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         def score(tau: float) -> float:
-            return self._macro_f1(
-                linear(self.features, *tau_normalize(self.weight, self.bias, tau))
-            )
+            return self._macro_f1(self._logits(*tau_normalize(self.weight, self.bias, tau)))
 
-        tau = choose_tau(score, TAU_NORM_TAUS)
+        tau = choose_tau(score, TAU_NORM_TAUS if self.tau is None else (self.tau,))
         return *tau_normalize(self.weight, self.bias, tau), {"tau": tau}
 
     def _crt(self) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
@@ -156,9 +161,12 @@ class SecondStage:
             features,
             target,
             classes=len(self.space),
-            score=lambda probe: self._macro_f1(probe.logits(self.features)),
+            score=lambda probe: self._macro_f1(self._logits(probe.weight, probe.bias)),
         )
         return probe.weight, probe.bias, {"penalty": probe.penalty}
+
+    def _logits(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(self.features, weight, bias) + self.offset
 
     def _macro_f1(self, logits: Tensor) -> float:
         several = self.space.multi_label
@@ -171,7 +179,7 @@ class SecondStage:
         loss's own correction can be better than any T.
         """
         several, target = self.space.multi_label, self.trials.target
-        logits = linear(self.features, *self.heads[row["name"]]).double().numpy()
+        logits = self._logits(*self.heads[row["name"]]).double().numpy()
         value = fit_temperature(logits, target, multi_label=several)
         after = negative_log_likelihood(probabilities(logits / value, multi_label=several), target)
         if value == 1.0 or after is None or not (keep or after < row["nll"]):
@@ -183,6 +191,8 @@ class SecondStage:
         tau = f" with τ = {row['tau']:g}" if "tau" in row else ""
         if recipe == "none":
             said = "none was asked for"
+        elif reached is None:
+            said = f"{recipe}{tau}, as named"
         elif recipe == "auto" and row["name"] == "none":
             said = f"none; nothing tried has a better validation macro-F1 than {plain:.3f}"
         elif recipe == "auto":

@@ -22,7 +22,7 @@ class Trials:
 
     Args:
         target: (N,) class codes of the validation split, below 0 for a class that training lacks;
-            multi-label (N, C) of 0 and 1.
+            multi-label (N, C) of 0 and 1. With N = 0 the figures are None.
         seconds: what all trials together may take.
 
     >>> trials = Trials(np.array([0, 1]))
@@ -44,6 +44,10 @@ class Trials:
         ``since`` is ``time.monotonic()`` of its start, ``loss`` what reads probabilities off the
         logits (see ``probabilities``), and ``facts`` what else is known of it.
         """
+        if not len(self.target):
+            unknown = dict.fromkeys(("macro_f1", "accuracy", "nll"))
+            self.rows.append({"name": name, **facts, **unknown, "seconds": 0.0})
+            return
         several = self.target.ndim == 2
         predicted = decisions(logits, multi_label=several)
         exact = (predicted == self.target).all(axis=1) if several else predicted == self.target
