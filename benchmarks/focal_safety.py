@@ -31,7 +31,14 @@ SIZES = (1.0, 10.0, 20.0, 50.0, 100.0, 1e4)
 def main() -> None:
     """Append a row for each library, with what went wrong at each size."""
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    for name, loss in losses().items():
+    try:
+        libraries = losses()
+    except ImportError as error:
+        print(
+            f"skipped: {error}. pip install torchvision segmentation-models-pytorch balanced-loss"
+        )
+        return
+    for name, loss in libraries.items():
         found = {f"±{z:g}": verdict(loss, z) for z in SIZES}
         version = importlib.metadata.version(name)
         append_row(

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+
+import longarc
 
 HERE = Path(__file__).parent
 
@@ -70,3 +73,33 @@ def minilm():
     from longarc.models.loading import load_tokenizer, resolve_model
 
     return resolve_model("minilm"), load_tokenizer("minilm")
+
+
+@pytest.fixture(scope="session")
+def hard_table():
+    """70, 25 and 9 texts that are hard to tell apart, so that recipes have something to mend."""
+    words = {
+        "pump": "pump oil leak motor valve noise bolt gasket",
+        "invoice": "invoice payment bank tax refund amount due order",
+        "court": "court law clause contract liability notice term party",
+    }
+    random = np.random.default_rng(0)
+    every = " ".join(words.values()).split()
+    rows = [
+        (" ".join([*random.choice(own.split(), 2), *random.choice(every, 6)]) + f" {i}", name)
+        for (name, own), number in zip(words.items(), (70, 25, 9), strict=True)
+        for i in range(number)
+    ]
+    return {"text": [text for text, _ in rows], "label": [name for _, name in rows]}
+
+
+@pytest.fixture(scope="session")
+def fit_frozen(tmp_path_factory):
+    """Make a run in a second or two: a probe on the real encoder, unless the options say else."""
+
+    def fit(data, **options):
+        given = {"freeze": True, "baseline": False, "max_length": 32, "verbose": False}
+        given |= {"precision": "fp32", "device": "cpu"}
+        return longarc.fit(data, out=tmp_path_factory.mktemp("run") / "r", **given | options)
+
+    return fit

@@ -18,34 +18,15 @@ from longarc.training.recipes.post_hoc import log_prior
 
 pytestmark = pytest.mark.real
 
-WORDS = {
-    "pump": "pump oil leak motor valve noise bolt gasket",
-    "invoice": "invoice payment bank tax refund amount due order",
-    "court": "court law clause contract liability notice term party",
-}
+
+@pytest.fixture(scope="module")
+def table(hard_table):
+    return hard_table
 
 
 @pytest.fixture(scope="module")
-def table():
-    """60, 25 and 9 texts that are hard to tell apart."""
-    random = np.random.default_rng(0)
-    every = " ".join(WORDS.values()).split()
-    rows = [
-        (" ".join([*random.choice(own.split(), 2), *random.choice(every, 6)]) + f" {i}", name)
-        for (name, own), number in zip(WORDS.items(), (60, 25, 9), strict=True)
-        for i in range(number)
-    ]
-    return {"text": [text for text, _ in rows], "label": [name for _, name in rows]}
-
-
-@pytest.fixture(scope="module")
-def fit(table, tmp_path_factory):
-    def run(data=table, **options):
-        given = {"freeze": True, "baseline": False, "max_length": 32, "verbose": False}
-        given |= {"precision": "fp32", "device": "cpu", "test_fraction": 0.3}
-        return longarc.fit(data, out=tmp_path_factory.mktemp("run") / "r", **given | options)
-
-    return run
+def fit(table, fit_frozen):
+    return lambda data=table, **options: fit_frozen(data, **{"test_fraction": 0.3} | options)
 
 
 def rows_of(run, split="test"):
@@ -63,7 +44,7 @@ def train_texts(run, table):
 
 
 def test_a_hybrid_adds_the_baselines_margins(fit, table):
-    plain, run = fit(), fit(hybrid=3.0)
+    plain, run = fit(), fit(hybrid=20.0)
     texts = texts_of(run, table)
     rows = train_texts(run, table)
     baseline = LinearBaseline().fit(
@@ -71,7 +52,7 @@ def test_a_hybrid_adds_the_baselines_margins(fit, table):
         run.labels.encode([table["label"][i] for i in rows]),
         space=run.labels,
     )
-    expected = plain.predictor.logits(texts) + 3.0 * baseline.margins(texts)
+    expected = plain.predictor.logits(texts) + 20.0 * baseline.margins(texts)
     np.testing.assert_allclose(run.predictor.logits(texts), expected, atol=1e-4)
     decided = [run.labels.names[i] for i in expected.argmax(axis=1)]
     assert decided == [row["prediction"] for row in rows_of(run)] == run.predict(texts)

@@ -11,41 +11,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import longarc
 from longarc.errors import OptionError
 from longarc.objectives.losses.focal import focal_probabilities
 from longarc.training.prediction import trained_loss
 
 pytestmark = pytest.mark.real
 
-WORDS = {
-    "pump": "pump oil leak motor valve noise bolt gasket",
-    "invoice": "invoice payment bank tax refund amount due order",
-    "court": "court law clause contract liability notice term party",
-}
+
+@pytest.fixture(scope="module")
+def table(hard_table):
+    return hard_table
 
 
 @pytest.fixture(scope="module")
-def table():
-    """70, 25 and 9 texts that are hard to tell apart, so that recipes have something to mend."""
-    random = np.random.default_rng(0)
-    every = " ".join(WORDS.values()).split()
-    rows = [
-        (" ".join([*random.choice(own.split(), 2), *random.choice(every, 6)]) + f" {i}", name)
-        for (name, own), number in zip(WORDS.items(), (70, 25, 9), strict=True)
-        for i in range(number)
-    ]
-    return {"text": [text for text, _ in rows], "label": [name for _, name in rows]}
-
-
-@pytest.fixture(scope="module")
-def fit(table, tmp_path_factory):
-    def run(data=table, **options):
-        given = {"freeze": True, "baseline": False, "max_length": 32, "verbose": False}
-        given |= {"precision": "fp32", "device": "cpu", "validation_fraction": 0.3}
-        return longarc.fit(data, out=tmp_path_factory.mktemp("run") / "r", **given | options)
-
-    return run
+def fit(table, fit_frozen):
+    return lambda data=table, **options: fit_frozen(data, **{"validation_fraction": 0.3} | options)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +152,7 @@ def test_several_labels(fit, table):
     data = {
         "text": table["text"],
         "label": [
-            sorted({label, *[n for n, own in WORDS.items() if own.split()[0] in text.split()]})
+            sorted({label, *[n for n in ("pump", "invoice", "court") if n in text.split()]})
             for text, label in zip(table["text"], table["label"], strict=True)
         ],
     }
