@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longarc.objectives.losses.contract import Loss, Reduction, check_number
+from longarc.objectives.losses.contract import Loss, Reduction
+from longarc.options import check_number
 
 
 class AsymmetricLoss(Loss):

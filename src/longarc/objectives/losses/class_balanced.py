@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longarc.objectives.losses.class_weighted import ClassWeightedLoss, mean_one
-from longarc.objectives.losses.contract import Reduction, check_number
+from longarc.objectives.losses.contract import Reduction
+from longarc.options import check_number
 
 
 class ClassBalancedLoss(ClassWeightedLoss):

@@ -13,9 +13,9 @@ from longarc.objectives.losses.contract import (
     apply_loss,
     as_class_counts,
     check_classes,
-    check_number,
 )
 from longarc.objectives.losses.cross_entropy import soft_cross_entropy
+from longarc.options import check_number
 
 
 class ClassWeightedLoss(Loss):

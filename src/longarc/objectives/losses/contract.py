@@ -6,14 +6,15 @@ batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from longarc.errors import DataError, OptionError, close_matches
+from longarc.errors import DataError, OptionError
+from longarc.options import check_choice
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -293,25 +294,6 @@ def check_classes(name: str, per_class: Tensor, logits: Tensor) -> None:
             f"{name} has shape {tuple(per_class.shape)}, but the logits have shape "
             f"{tuple(logits.shape)}: {name} must be ({logits.shape[1]},), one value for each class."
         )
-
-
-def check_number(
-    name: str, value: object, *, at_least: float = 0.0, below: float = float("inf")
-) -> float:
-    """Return ``value`` as a float, or raise OptionError unless at_least ≤ value < below."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and at_least <= value < below:
-        return float(value)
-    bounds = f"at least {at_least:g}" + (f" and below {below:g}" if below < float("inf") else "")
-    raise OptionError(
-        f"{name} must be a finite number, {bounds}; found {value!r} ({type(value).__name__})."
-    )
-
-
-def check_choice(name: str, value: object, known: Sequence[str]) -> str:
-    """Return ``value``, or raise OptionError unless it is one of ``known``."""
-    if isinstance(value, str) and value in known:
-        return value
-    raise OptionError(f"There is no {name} {value!r}. {close_matches(str(value), known)}")
 
 
 def _check_contract(reduction: object, ignore_index: object) -> None:

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from longarc.objectives.losses.contract import Loss, Reduction, check_choice, check_number
+from longarc.objectives.losses.contract import Loss, Reduction
 from longarc.objectives.losses.log_space import log_probabilities
+from longarc.options import check_choice, check_number
 
 DiceForm = Literal["plain", "squared", "self-adjusting"]
 

@@ -8,15 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from longarc.objectives.losses.contract import (
-    Loss,
-    Reduction,
-    apply_loss,
-    check_choice,
-    check_classes,
-    check_number,
-)
+from longarc.objectives.losses.contract import Loss, Reduction, apply_loss, check_classes
 from longarc.objectives.losses.log_space import log_probabilities
+from longarc.options import check_choice, check_number
 
 Statistics = Literal["batch", "running"]
 

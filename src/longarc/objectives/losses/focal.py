@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from longarc.errors import OptionError
-from longarc.objectives.losses.contract import Loss, Reduction, check_number
+from longarc.objectives.losses.contract import Loss, Reduction
 from longarc.objectives.losses.log_space import log_probabilities
+from longarc.options import check_number
 
 
 class FocalLoss(Loss):

@@ -15,9 +15,9 @@ from longarc.objectives.losses.contract import (
     apply_loss,
     as_class_counts,
     check_classes,
-    check_number,
 )
 from longarc.objectives.losses.log_space import log_one_minus_softmax
+from longarc.options import check_number
 
 
 class LDAMLoss(Loss):

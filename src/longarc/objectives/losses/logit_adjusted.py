@@ -16,9 +16,9 @@ from longarc.objectives.losses.contract import (
     as_class_counts,
     as_class_values,
     check_classes,
-    check_number,
 )
 from longarc.objectives.losses.cross_entropy import soft_cross_entropy
+from longarc.options import check_number
 
 
 class LogitAdjustedLoss(Loss):

@@ -14,8 +14,8 @@ from longarc.objectives.losses.contract import (
     apply_loss,
     as_label_counts,
     check_classes,
-    check_number,
 )
+from longarc.options import check_number
 
 
 class MultiLabelSoftmaxLoss(Loss):

@@ -15,9 +15,9 @@ from longarc.objectives.losses.contract import (
     as_class_counts,
     as_class_values,
     check_classes,
-    check_number,
 )
 from longarc.objectives.losses.logit_adjusted import count_log_prior
+from longarc.options import check_number
 
 
 class RadiusMarginLoss(Loss):

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from longarc.objectives.losses.contract import Loss, Reduction, check_number
+from longarc.objectives.losses.contract import Loss, Reduction
 from longarc.objectives.losses.log_space import log_probabilities
+from longarc.options import check_number
 
 
 class TruncatedCrossEntropy(Loss):

@@ -1,0 +1,44 @@
+"""Checks of option values: each returns the value, or raises an OptionError that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longarc.errors import OptionError, close_matches
+
+
+def check_number(
+    name: str, value: object, *, at_least: float = 0.0, below: float = float("inf")
+) -> float:
+    """Return ``value`` as a float, or raise OptionError unless at_least ≤ value < below."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and at_least <= value < below:
+        return float(value)
+    bounds = f"at least {at_least:g}" + (f" and below {below:g}" if below < float("inf") else "")
+    raise OptionError(
+        f"{name} must be a finite number, {bounds}; found {value!r} ({type(value).__name__})."
+    )
+
+
+def check_whole(name: str, value: object, *, at_least: int = 0, at_most: int | None = None) -> int:
+    """Return ``value``, or raise OptionError unless it is a whole number of that range."""
+    top = float("inf") if at_most is None else at_most
+    if isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= top:
+        return value
+    bounds = f"at least {at_least}" + ("" if at_most is None else f" and at most {at_most}")
+    raise OptionError(
+        f"{name} must be a whole number, {bounds}; found {value!r} ({type(value).__name__})."
+    )
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value``, or raise OptionError unless it is True or False."""
+    if isinstance(value, bool):
+        return value
+    raise OptionError(f"{name} must be True or False; found {value!r}.")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> str:
+    """Return ``value``, or raise OptionError unless it is one of ``known``."""
+    if isinstance(value, str) and value in known:
+        return value
+    raise OptionError(f"There is no {name} {value!r}. {close_matches(str(value), known)}")
