@@ -14,7 +14,10 @@ from longarc.version import __version__
 if TYPE_CHECKING:
     from longarc.api import Run, fit, open_run
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
+    from longarc.models.attention.calibration import calibrate_attention
+    from longarc.models.attention.interface import set_attention
     from longarc.models.loading import load_model
+    from longarc.models.positions import stretch_positions
     from longarc.objectives.losses.asymmetric import AsymmetricLoss
     from longarc.objectives.losses.binary_cross_entropy import BinaryCrossEntropyLoss
     from longarc.objectives.losses.class_balanced import ClassBalancedLoss
@@ -43,7 +46,10 @@ _HOMES = {
     "ModelError": "longarc.errors",
     "OptionError": "longarc.errors",
     "RunError": "longarc.errors",
+    "calibrate_attention": "longarc.models.attention.calibration",
+    "set_attention": "longarc.models.attention.interface",
     "load_model": "longarc.models.loading",
+    "stretch_positions": "longarc.models.positions",
     "AsymmetricLoss": "longarc.objectives.losses.asymmetric",
     "BinaryCrossEntropyLoss": "longarc.objectives.losses.binary_cross_entropy",
     "ClassBalancedLoss": "longarc.objectives.losses.class_balanced",
@@ -89,10 +95,13 @@ __all__ = [
     "Trainer",
     "TruncatedCrossEntropy",
     "__version__",
+    "calibrate_attention",
     "fit",
     "gradient_weight",
     "load_model",
     "open_run",
+    "set_attention",
+    "stretch_positions",
 ]
 
 

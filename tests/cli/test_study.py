@@ -11,7 +11,7 @@ from longarc.studies.registry import STUDIES, StudyInfo
 ONE_FILE = """
 from longarc.studies.study import Finding, StudyResult
 
-def flat():
+def flat(quick: bool = False):
     finding = Finding("The earth is flat [bold].", "flat", "round", holds=False, how="Looked.")
     table = [{"body": "earth", "km": 6371.0}]
     return StudyResult("The earth", ["A claim."], [finding], table, [], "folklore")

@@ -59,3 +59,12 @@ def documents():
     """Ids of documents of 3, 9 and 17 tokens; none is padding in any of the architectures."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(4, 60, (n,), generator=generator) for n in (3, 9, 17)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors gain nothing from threads, which wait long for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -22,6 +22,9 @@ def run(words: Sequence[str]) -> int:
         "--out", type=as_typed, default=None, help="folder to write; default: studies/NAME"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier study")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer data and sizes, in at most a minute"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))
     from pathlib import Path
@@ -36,11 +39,12 @@ def run(words: Sequence[str]) -> int:
             return 0
         width = max(map(len, STUDIES))
         for name, info in STUDIES.items():
-            line = f"{name:<{width}}  {info.summary} (about {info.seconds} s)"
-            console.print(line, markup=False)
+            minutes = f"{info.seconds / 60:.0f} min" if info.seconds >= 90 else f"{info.seconds} s"
+            line = f"{name:<{width}}  {info.summary} (about {minutes})"
+            console.print(line, markup=False, soft_wrap=True)
         return 0
     out = chosen.out or str(Path("studies", chosen.name))
-    result = run_study(chosen.name, out, overwrite=chosen.overwrite)
+    result = run_study(chosen.name, out, overwrite=chosen.overwrite, quick=chosen.quick)
     page = str(Path(out).expanduser() / "study.html")
     if chosen.json:
         print(json.dumps(result.to_dict() | {"path": page}, ensure_ascii=False))

@@ -89,7 +89,7 @@ def load_classifier(
     ``pooling="mean"`` gives longarc's head on any encoder; ``"cls"`` gives transformers' own head
     for the architecture, so that plain transformers opens the result. Weights come from safetensors
     only. The encoder is loaded in float32: mixed precision keeps float32 weights. A classifier that
-    longarc saved gives its encoder.
+    longarc saved gives its encoder, with the positions and the attention that it has.
 
     Raises :class:`~longarc.errors.ModelError` when the model cannot be found or has no such head.
     """
@@ -101,6 +101,7 @@ def load_classifier(
         PreTrainedModel,
     )
 
+    from longarc.models.changed import changed_settings, open_changed
     from longarc.models.mean_pooled import MeanPooledConfig, from_encoder
 
     source = resolve_model(name)
@@ -118,6 +119,15 @@ def load_classifier(
         "trust_remote_code": trust_remote_code,
     }
     with readable_errors(source):
+        if settings := changed_settings(source):
+            if pooling == "cls":
+                raise ModelError(
+                    f"{source} has another attention or stretched positions: it takes a new head "
+                    "on the mean of the tokens only. Use --pooling mean."
+                )
+            opened = open_changed(source, settings)
+            inner = opened.encoder if settings["model_type"] == _MEAN_POOLED else opened.base_model
+            return from_encoder(cast(PreTrainedModel, inner), **head)
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if isinstance(config, MeanPooledConfig):
             if pooling == "cls":
@@ -132,7 +142,7 @@ def load_classifier(
                 source, ignore_mismatched_sizes=True, **head, **loading
             )
             prefix = f"{model.base_model_prefix}."
-            _refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
+            refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
             return model
         encoder, found = AutoModel.from_pretrained(source, **loading)
         if type(encoder).__module__.startswith("transformers_modules."):
@@ -140,12 +150,15 @@ def load_classifier(
                 f"the model {source} comes with its own code, with which the mean-pooled head "
                 "cannot be saved. Use --pooling cls, or a model that transformers knows."
             )
-        _refuse_missing(source, found["missing_keys"])
+        refuse_missing(source, found["missing_keys"])
         return from_encoder(encoder, **head)
 
 
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Open a classifier that longarc saved, whichever head it has, in evaluation mode.
+
+    One with stretched positions or another attention opens with both, as whatever it was saved as:
+    a classifier, a bare encoder, a masked language model.
 
     ``path`` is a run's ``model/`` folder, the run folder itself, or a Hub id.
     """
@@ -153,10 +166,13 @@ def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrain
     from transformers import AutoModelForSequenceClassification
 
     import longarc.models.mean_pooled  # noqa: F401  (registers the class)
+    from longarc.models.changed import changed_settings, open_changed
 
     folder = Path(path)
     source = resolve_model(folder / "model" if (folder / "labels.json").is_file() else path)
     with readable_errors(source):
+        if settings := changed_settings(source):
+            return open_changed(source, settings).eval()
         model, found = AutoModelForSequenceClassification.from_pretrained(
             source,
             dtype=torch.float32,
@@ -164,12 +180,18 @@ def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrain
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-        _refuse_missing(source, found["missing_keys"], pooler=True)
+        refuse_missing(source, found["missing_keys"], pooler=True)
     return model.eval()
 
 
-def _refuse_missing(source: str, names: Iterable[str], *, pooler: bool = False) -> None:
-    """Transformers would fill missing weights with random numbers; only a pooler may be new."""
+_MEAN_POOLED = "longarc-mean-pooled"
+
+
+def refuse_missing(source: str, names: Iterable[str], *, pooler: bool = False) -> None:
+    """Raise ModelError for missing weights, which transformers would fill with random numbers.
+
+    ``pooler``: whether those of a pooler count; a new head does without it.
+    """
     missing = sorted(name for name in names if pooler or "pooler" not in name)
     if missing:
         raise ModelError(
@@ -187,7 +209,7 @@ def usable_length(source: str | Path, *, trust_remote_code: bool = False) -> int
     if config.is_file():
         with readable_errors(str(source)):
             known = json.loads(config.read_text(encoding="utf-8"))
-        known = known.get("encoder") or known
+        known = known.get("encoder") if isinstance(known.get("encoder"), dict) else known
     else:
         from transformers import AutoConfig
 
@@ -198,7 +220,8 @@ def usable_length(source: str | Path, *, trust_remote_code: bool = False) -> int
     rows = known.get("max_position_embeddings")
     if rows is None or rows <= 0:
         return None
-    return rows - 2 if known.get("model_type") in _OFFSET_FAMILIES else rows
+    family = str(known.get("model_type")).removeprefix("longarc-")
+    return rows - 2 if family in _OFFSET_FAMILIES else rows
 
 
 _OFFSET_FAMILIES = {

@@ -22,7 +22,9 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from longarc.errors import ModelError
 from longarc.models.pooling import mean_pool
+from longarc.models.record import FIELD, note_change, plain_settings, recorded_changes
 
 
 class MeanPooledConfig(PreTrainedConfig):
@@ -59,6 +61,11 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: MeanPooledConfig):
         super().__init__(config)
+        if recorded_changes(config):
+            raise ModelError(
+                "this classifier's encoder has stretched positions or another attention, which "
+                "transformers does not know. Open it with longarc.load_model(path)."
+            )
         self.encoder = AutoModel.from_config(config.encoder)
         drop_pooler(self.encoder)
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
@@ -109,10 +116,13 @@ def from_encoder(encoder: PreTrainedModel, **config: Any) -> MeanPooledForSequen
     torch.Size([1, 3])
     """
     drop_pooler(encoder)
-    settings = encoder.config.to_dict()
+    settings = plain_settings(encoder.config.to_dict())
     settings.pop("_name_or_path", None)  # a path on this machine means nothing in a checkpoint
+    changes = settings.pop(FIELD, {})
     model = MeanPooledForSequenceClassification(MeanPooledConfig(encoder=settings, **config))
     model.encoder = encoder
+    for part, change in changes.items():
+        note_change(model, part, change)
     return model
 
 

@@ -84,7 +84,7 @@ def model_card(run: str | Path) -> str:
         truncated=percent(share) if is_number(share) and share else None,
         data=_data_name(saved),
         base=_base_model(saved),
-        longarc_class=saved.config.get("pooling") != "cls",
+        longarc_class=_needs_longarc(saved),
         options=options,
         fence="`" * (2 + max((len(ticks) for ticks in re.findall("`+", options)), default=1)),
     )
@@ -123,15 +123,23 @@ def _metadata(run: SavedRun, split: str) -> Any:
                 metric_value=round(found.value, 4),
             )
         )
-    own_class = run.config.get("pooling") != "cls"
     return ModelCardData(
         model_name=printable(run.name),
-        library_name="longarc" if own_class else "transformers",
+        library_name="longarc" if _needs_longarc(run) else "transformers",
         pipeline_tag="text-classification",
         tags=["longarc", "text-classification", *["long-tailed"] * bool(run.group_sizes()["tail"])],
         base_model=_base_model(run),
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         eval_results=results or None,
+    )
+
+
+def _needs_longarc(run: SavedRun) -> bool:
+    """Whether plain transformers refuses the model."""
+    option = run.config.get
+    plain_attention = option("attention") in (None, "exact")
+    return (
+        option("pooling") != "cls" or not plain_attention or option("positions") == "hierarchical"
     )
 
 

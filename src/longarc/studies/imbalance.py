@@ -88,8 +88,12 @@ FAMILIES = (
 )
 
 
-def imbalance() -> StudyResult:
-    """Compute every registered loss's gradient weight, draw it, and check the known identities."""
+def imbalance(quick: bool = False) -> StudyResult:
+    """Compute every registered loss's gradient weight, draw it, and check the known identities.
+
+    It takes seconds: ``quick`` changes nothing.
+    """
+    del quick
     curves = all_curves()
     return StudyResult(
         title="Every loss re-weights a gradient",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class StudyInfo:
     """What is known of a study without running it.
 
-    ``path`` is ``module:function``, the function taking nothing and returning a ``StudyResult``;
+    ``path`` is ``module:function``, the function taking ``quick`` and returning a ``StudyResult``;
     ``summary`` one line; ``seconds`` about how long it takes on two CPU cores.
     """
 
@@ -32,16 +32,29 @@ STUDIES: dict[str, StudyInfo] = {
         "every loss as a way to re-weight cross-entropy's gradient",
         seconds=5,
     ),
+    "performer": StudyInfo(
+        "longarc.studies.performer:performer",
+        "random features of the softmax: errors by how they are drawn, and when they pay",
+        seconds=120,
+    ),
+    "positions": StudyInfo(
+        "longarc.studies.positions:positions",
+        "512 positions stretched to 1,536 tokens: masked tokens restored before and after training",
+        seconds=840,
+    ),
 }
 
 
-def run_study(name: str, out: str | Path | None = None, *, overwrite: bool = False) -> StudyResult:
+def run_study(
+    name: str, out: str | Path | None = None, *, overwrite: bool = False, quick: bool = False
+) -> StudyResult:
     """Run a study, write its folder and return what it found.
 
     Args:
         name: a key of ``STUDIES``.
         out: folder to write; ``studies/NAME`` by default. The page is its ``study.html``.
         overwrite: whether to replace an earlier study there.
+        quick: fewer data and sizes, in at most a minute: a look, whose findings are rougher.
 
     Raises:
         OptionError: an unknown name.
@@ -49,7 +62,7 @@ def run_study(name: str, out: str | Path | None = None, *, overwrite: bool = Fal
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, performer, positions.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")
@@ -58,6 +71,6 @@ def run_study(name: str, out: str | Path | None = None, *, overwrite: bool = Fal
     folder = Path("studies", name) if out is None else Path(out).expanduser()
     refuse_existing(folder, overwrite=overwrite)
     module, _, function = STUDIES[name].path.partition(":")
-    result: StudyResult = getattr(importlib.import_module(module), function)()
+    result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick)
     write_study(result, folder, overwrite=overwrite)
     return result

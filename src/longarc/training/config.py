@@ -52,6 +52,21 @@ class TrainConfig:
     max_length: int | None = option(
         None, "tokens of a document that are read; default: what the model allows, up to 512"
     )
+    positions: Literal["trained", "hierarchical", "copy", "interpolate"] = option(
+        "trained", "how to stretch the model's positions to --max-length; trained: not at all"
+    )
+    position_alpha: float = option(
+        0.4, "α of --positions hierarchical: the weight of the coarse index"
+    )
+    attention: str | None = option(
+        None, "exact, or a kernel of linear cost such as local-clustered; default: the model's own"
+    )
+    attention_options: dict | None = option(
+        None, "options of --attention, e.g. '{\"num_features\": 256}'"
+    )
+    attention_minutes: float = option(
+        5.0, "time to fit --attention learned to the model's exact attention, before the training"
+    )
     pooling: Literal["mean", "cls"] = option(
         "mean", "document vector: mean of tokens, or transformers' own head on the first token"
     )
@@ -127,7 +142,8 @@ class TrainConfig:
             "max_grad_norm": (0, None), "patience": (0, None), "checkpoint_minutes": (0, None),
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
             "seed": (0, 2**32 - 1), "recipe_minutes": (0, None),
-            "recipe_tau": (-10, 10), "hybrid": (0, None),
+            "recipe_tau": (-10, 10), "hybrid": (0, None), "position_alpha": (0, 1),
+            "attention_minutes": (0, None),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -155,6 +171,8 @@ class TrainConfig:
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
             )
+        if self.attention_options and self.attention is None:
+            raise OptionError("--attention-options needs --attention: name the kernel they are of.")
         if self.recipe_tau is not None and self.recipe not in ("post-hoc", "tau-norm"):
             raise OptionError(
                 f"--recipe-tau is for --recipe post-hoc or tau-norm, and --recipe is {self.recipe}. "

@@ -26,7 +26,6 @@ from longarc.data.terminal import print_check
 from longarc.errors import Interrupted, ModelError, RunError
 from longarc.files import whole_file, whole_folder, write_json
 from longarc.models.head import final_linear
-from longarc.models.loading import load_classifier
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.registry import build_loss, loss_names
 from longarc.training.arguments import training_arguments
@@ -60,6 +59,7 @@ from longarc.training.run_folder import (
     describe_origin,
     refuse_existing,
 )
+from longarc.training.starting_model import fit_attention, starting_model
 from longarc.training.trainer import is_main_process
 
 
@@ -105,13 +105,7 @@ class _Job:
     def run(self) -> RunFolder:
         torch.manual_seed(self.config.seed)
         self._settle_loss(self.config.loss)
-        self.model: Any = load_classifier(
-            self.config.model,
-            labels=self.space.names,
-            multi_label=self.space.multi_label,
-            pooling=self.config.pooling,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        self.model: Any = starting_model(self.config, self.space, self.prepared.tokenizer)
         self.model.to(self.args.device)
         # Before any choice by probes there is no loss, and none of its candidates needs the head.
         needs_head = self.config.loss != "auto" and self.loss.uses_class_vectors
@@ -131,6 +125,9 @@ class _Job:
         self._wait()
         try:
             resumed = last_checkpoint(self.folder.checkpoints) if self.config.resume else None
+            if self.config.attention == "learned" and resumed is None:
+                with self.reporter.timed("attention"):
+                    fit_attention(self.model, self.prepared, self.reporter)
             if self.main:
                 self._fit_baselines(resumed is not None)
             self._wait()

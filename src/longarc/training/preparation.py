@@ -13,6 +13,7 @@ from longarc.data.labels import LabelSpace
 from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
 from longarc.errors import DataError, OptionError
+from longarc.models.attention.registry import check_attention_options
 from longarc.models.loading import load_tokenizer, usable_length
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.training.config import TrainConfig
@@ -51,6 +52,8 @@ def prepare(
         check_loss_options(config.loss, config.loss_options)
     elif config.loss_options:
         raise OptionError("--loss-options needs --loss: loss auto has no options of its own.")
+    if config.attention is not None:
+        check_attention_options(config.attention, config.attention_options)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     config = dataclasses.replace(config, max_length=_length(config))
 
@@ -112,14 +115,24 @@ def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Example
 
 def _length(config: TrainConfig) -> int:
     allowed = usable_length(config.model, trust_remote_code=config.trust_remote_code)
-    if config.max_length is None:
-        return min(allowed or DEFAULT_LENGTH, DEFAULT_LENGTH)
-    if allowed is not None and config.max_length > allowed:
+    longest = config.max_length
+    if config.positions != "trained" and (longest is None or allowed is None or longest <= allowed):
+        found = "no limit to the length it reads" if allowed is None else f"{allowed} positions"
+        asked = "no --max-length is named" if longest is None else f"--max-length is {longest}"
         raise OptionError(
-            f"--max-length is {config.max_length}, but {config.model} has positions for {allowed} "
-            f"tokens. Use --max-length {allowed}, or a model with more positions."
+            f"--positions {config.positions} stretches a model's positions to --max-length, but "
+            f"{config.model} has {found} and {asked}. Name a larger --max-length, or drop "
+            "--positions."
         )
-    return config.max_length
+    if longest is None:
+        return min(allowed or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    if allowed is not None and longest > allowed and config.positions == "trained":
+        raise OptionError(
+            f"--max-length is {longest}, but {config.model} has positions for {allowed} tokens. "
+            f"Use --max-length {allowed}, stretch them with --positions hierarchical, or name a "
+            "model with more positions."
+        )
+    return longest
 
 
 def _settle_loss(config: TrainConfig, space: LabelSpace) -> TrainConfig:

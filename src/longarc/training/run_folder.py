@@ -81,6 +81,11 @@ class RunFolder:
         """What a recipe tried and chose; absent from a run without one."""
         return self.path / "recipe.json"
 
+    @property
+    def attention_file(self) -> Path:
+        """How near a learned attention comes to the exact one; absent from a run without it."""
+        return self.path / "attention.json"
+
     def config(self) -> TrainConfig:
         """The options of the run, defaults of a newer version filled in."""
         values = self._values()

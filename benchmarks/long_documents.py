@@ -1,0 +1,172 @@
+r"""What length and attention cost and bring: MiniLM end to end, on licence texts.
+
+    python benchmarks/long_documents.py speed [--lengths 512 2048] [--repeats 3]
+    python benchmarks/long_documents.py quality [--documents 600] [--options '{"epochs": 2}']
+
+``speed``: documents a second of the whole encoder with each attention, one document at a time,
+interleaved over the attentions; peak memory beyond the loaded model, in a process of its own each.
+
+``quality``: licence categories of texts that are longer than 512 tokens, read to 512 or 2,048, with
+exact attention or a kernel. Each is a process of its own: figures with intervals, minutes, and the
+peak memory of the process. By default the encoder is frozen and a linear probe is fitted, so that
+attention is swapped without any training; the options can say otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import longarc
+from longarc.data.licenses import read_licenses
+from longarc.data.table_writer import table_writer
+from longarc.models.attention.registry import ATTENTIONS, EXACT
+from longarc.models.loading import load_classifier, load_tokenizer
+from rows import append_row, spread
+
+LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
+FIGURES = ("accuracy", "macro_f1", "balanced_accuracy")
+
+
+def main() -> None:
+    """Measure and append a row for each length and attention."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["speed", "quality", "one"])
+    parser.add_argument("--attentions", nargs="+", default=[EXACT, *ATTENTIONS])
+    parser.add_argument("--lengths", nargs="+", type=int)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=600, help="for quality; 0 for all")
+    parser.add_argument("--options", type=json.loads, default={}, help="of the training, as JSON")
+    parser.add_argument("--one", type=json.loads, help="the part of a process of its own")
+    chosen = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if chosen.what == "one":
+        print(json.dumps(_one(**chosen.one)))
+    elif chosen.what == "speed":
+        for length in chosen.lengths or LENGTHS:
+            speed(length, chosen.attentions, chosen.repeats)
+    else:
+        quality(chosen.lengths or [512, 2048], chosen.attentions, chosen.documents, chosen.options)
+
+
+def speed(length: int, attentions: list[str], repeats: int) -> None:
+    """Time whole forward passes of one document, attention by attention, round after round."""
+    encoders = {name: _encoder(name, length) for name in attentions}
+    tokens = _tokens(length)
+    seconds: dict[str, list[float]] = {name: [] for name in attentions}
+    for turn in range(repeats + 1):
+        for name, encoder in encoders.items():
+            start = time.perf_counter()
+            _read(encoder, tokens)
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+    for name in attentions:
+        peak = _in_process(kind="memory", name=name, length=length)["peak_mib"]
+        append_row(
+            "long-documents-speed",
+            attention=name,
+            tokens=length,
+            documents_per_second=round(1 / sorted(seconds[name])[len(seconds[name]) // 2], 3),
+            seconds=spread(seconds[name]),
+            peak_mib=peak,
+            threads=torch.get_num_threads(),
+        )
+
+
+def quality(
+    lengths: list[int], attentions: list[str], documents: int, options: dict[str, Any]
+) -> None:
+    """Train on the long texts alone, once for each length and attention."""
+    examples = read_licenses("category")
+    tokenizer = load_tokenizer("minilm")
+    counts = tokenizer(examples.texts, return_length=True, verbose=False)["length"]
+    long = [i for i, count in enumerate(counts) if count > 512]
+    examples = examples.select(long)
+    with tempfile.TemporaryDirectory() as temporary:
+        table = Path(temporary) / "long-licences.parquet"
+        with table_writer(table) as write:
+            write({"text": examples.texts, "label": examples.labels or []})
+        for length in lengths:
+            for name in attentions if length > 512 else [EXACT]:
+                found = _in_process(
+                    kind="training", name=name, length=length, table=str(table),
+                    documents=documents, options=options,
+                )  # fmt: skip
+                append_row(
+                    "long-documents-quality", attention=name, tokens=length, **found,
+                    options=options, documents=min(documents or len(long), len(long)),
+                )  # fmt: skip
+
+
+def _in_process(**what: Any) -> dict[str, Any]:
+    command = [sys.executable, __file__, "one", "--one", json.dumps(what)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _one(kind: str, name: str, length: int, **more: Any) -> dict[str, Any]:
+    if kind == "memory":
+        encoder = _encoder(name, length)
+        _read(encoder, _tokens(64))
+        before = _peak_mib()
+        _read(encoder, _tokens(length))
+        return {"peak_mib": round(_peak_mib() - before, 1)}
+    options = {
+        "freeze": True, "max_length": length, "test_fraction": 0.3, "seed": 0, "verbose": False,
+        "limit": more["documents"] or None, **more["options"],
+    }  # fmt: skip
+    if length > 512:
+        options |= {"positions": "hierarchical", "attention": name}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        run = longarc.fit(
+            more["table"], text="text", label="label", out=Path(temporary) / "run", **options
+        )
+        model, svm = run.metrics["test"]["model"], run.metrics["test"]["baselines"]["tfidf-svm"]
+    return {
+        **{figure: model[figure] for figure in FIGURES},
+        "tfidf_svm": {figure: svm[figure] for figure in FIGURES},
+        "minutes": round((time.perf_counter() - start) / 60, 2),
+        "peak_mib": round(_peak_mib()),
+    }
+
+
+def _encoder(name: str, length: int) -> Any:
+    encoder = load_classifier("minilm", labels=("a", "b")).base_model
+    if length > 512:
+        longarc.stretch_positions(encoder, length)
+    return longarc.set_attention(encoder, name).eval()
+
+
+def _tokens(length: int) -> torch.Tensor:
+    """The longest licence texts' tokens, one after the other."""
+    texts = sorted(read_licenses("category", include_rules=False).texts, key=len)[-8:]
+    tokenizer = load_tokenizer("minilm")
+    joined = [token for text in texts for token in tokenizer(text, verbose=False)["input_ids"]]
+    return torch.tensor([joined[:length]])
+
+
+@torch.inference_mode()
+def _read(encoder: Any, tokens: torch.Tensor) -> None:
+    encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
