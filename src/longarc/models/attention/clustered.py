@@ -42,10 +42,13 @@ assign_clusters`'; none depends on padding or on other documents. Exact where th
     (σ² of the queries also).
 
     Args:
-        num_clusters: c ≥ 1.
-        iterations: of k-means, ≥ 0.
-        importance: ≥ 0; how much more a key that much attention goes to draws the centroids.
-        spread: in [0, 2), the share of the correction for the variance within a cluster.
+        num_clusters: c ≥ 1, of a document's head. 128 by default: half the error of 32.
+        iterations: of k-means, ≥ 0. 4 by default; more changes little.
+        importance: ≥ 0; how much more a key that much attention goes to draws the centroids. 1 by
+            default and not LocalClustered's 2: here the near keys too are in clusters.
+        spread: in [0, 2), the share of the correction for the variance within a cluster; .4 by
+            default. It and ``importance`` are the best of a few tried on eight texts of 512
+            tokens, by less than .01 in the cosine of the embeddings.
 
     Raises:
         OptionError: a value out of range.
