@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from longarc.models.attention.registry import ATTENTIONS, build_kernel
-from rows import append_row, spread
+from rows import append_row, peak_growth, spread
 
 HEADS = 12
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -207,15 +206,7 @@ def peak(name: str, n: int, d: int, backward: bool) -> float:
     step(system, small, mask, backward)()
     *tensors, mask = make_inputs(n, d)
     call = step(build(name, d), tensors, mask, backward)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
-    before = _resident_peak()
-    call()
-    return round((_resident_peak() - before) / 1024, 1)
-
-
-def _resident_peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return peak_growth(call)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from longarc.data.licenses import read_licenses
 from longarc.data.table_writer import table_writer
 from longarc.models.attention.registry import ATTENTIONS, EXACT
 from longarc.models.loading import load_classifier, load_tokenizer
-from rows import append_row, spread
+from rows import append_row, peak_growth, spread
 
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 FIGURES = ("accuracy", "macro_f1", "balanced_accuracy")
@@ -121,9 +121,8 @@ def _one(kind: str, name: str, length: int, **more: Any) -> dict[str, Any]:
     if kind == "memory":
         encoder = _encoder(name, length)
         _read(encoder, _tokens(64))
-        before = _peak_mib()
-        _read(encoder, _tokens(length))
-        return {"peak_mib": round(_peak_mib() - before, 1)}
+        tokens = _tokens(length)
+        return {"peak_mib": peak_growth(lambda: _read(encoder, tokens))}
     options = {
         "freeze": True, "max_length": length, "test_fraction": 0.3, "seed": 0, "verbose": False,
         "limit": more["documents"] or None, **more["options"],

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "max": round(max(values), 4),
         "n": len(values),
     }
+
+
+def peak_growth(call: Callable[[], object]) -> float:
+    """MiB by which the process's resident peak grows in a call. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+    before = _resident_peak()
+    call()
+    return round((_resident_peak() - before) / 1024, 1)
+
+
+def _resident_peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _processor() -> str:

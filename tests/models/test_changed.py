@@ -96,6 +96,26 @@ def test_a_kernel_opens_as_it_was(tmp_path, options, wrapped):
         load_classifier(tmp_path, labels=("a", "b"), pooling="cls")
 
 
+@pytest.mark.parametrize("change", [
+    lambda model: stretch_positions(model.encoder, 100),
+    lambda model: set_attention(model.encoder, "learned"),
+    lambda model: stretch_positions(torch.nn.ModuleDict({"inside": model}), 100),
+])  # fmt: skip
+def test_a_change_of_the_encoder_inside_a_classifier_is_saved_too(tmp_path, change):
+    model = from_encoder(build("encoder", "bert"), num_labels=3).eval()
+    change(model)
+    model.save_pretrained(tmp_path / "whole")
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    short = IDS[:, :30]
+    whole, encoder = load_model(tmp_path / "whole"), load_model(tmp_path / "encoder")
+    assert recorded_changes(whole.config) == recorded_changes(model.encoder.config) != {}
+    with torch.no_grad():
+        assert torch.equal(whole(short).logits, model(short).logits)
+        assert torch.equal(encoder(short)[0], model.encoder(short)[0])
+    with pytest.raises(ValueError, match="longarc-bert"):
+        AutoModel.from_pretrained(tmp_path / "encoder")
+
+
 def test_a_checkpoint_without_what_its_kernels_learnt_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 from longarc.errors import ModelError
 from longarc.models.attention.interface import CHILD, set_attention
 from longarc.models.loading import refuse_missing
+from longarc.models.mean_pooled import drop_pooler
 from longarc.models.positions import restore_positions
 from longarc.models.record import FIELD, plain_settings
 
@@ -36,7 +37,7 @@ def changed_settings(source: str) -> dict[str, Any] | None:
 
 
 def open_changed(source: str, settings: dict[str, Any]) -> PreTrainedModel:
-    """The model as it was saved, in float32 and training mode.
+    """The model as it was saved, in float32 and evaluation mode.
 
     Args:
         source: a folder or Hub id.
@@ -60,7 +61,9 @@ def open_changed(source: str, settings: dict[str, Any]) -> PreTrainedModel:
             source, config=config, dtype=torch.float32, use_safetensors=True,
             output_loading_info=True,
         )  # fmt: skip
-    refuse_missing(source, found["missing_keys"], pooler=True)
+    refuse_missing(source, found["missing_keys"])
+    if any("pooler" in name for name in found["missing_keys"]):
+        drop_pooler(model.base_model)  # it was saved without, and has got a random one
     model.name_or_path = source
     if positions:
         restore_positions(model, positions)

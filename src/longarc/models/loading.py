@@ -184,6 +184,7 @@ def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrain
     return model.eval()
 
 
+_PREFIX = "longarc-"  # record.PREFIX, without importing transformers
 _MEAN_POOLED = "longarc-mean-pooled"
 
 
@@ -220,7 +221,7 @@ def usable_length(source: str | Path, *, trust_remote_code: bool = False) -> int
     rows = known.get("max_position_embeddings")
     if rows is None or rows <= 0:
         return None
-    family = str(known.get("model_type")).removeprefix("longarc-")
+    family = str(known.get("model_type")).removeprefix(_PREFIX)
     return rows - 2 if family in _OFFSET_FAMILIES else rows
 
 

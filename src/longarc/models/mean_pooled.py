@@ -24,7 +24,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from longarc.errors import ModelError
 from longarc.models.pooling import mean_pool
-from longarc.models.record import FIELD, note_change, plain_settings, recorded_changes
+from longarc.models.record import FIELD, plain_settings, recorded_changes
 
 
 class MeanPooledConfig(PreTrainedConfig):
@@ -67,6 +67,7 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
                 "transformers does not know. Open it with longarc.load_model(path)."
             )
         self.encoder = AutoModel.from_config(config.encoder)
+        config.encoder = self.encoder.config  # one object: what changes in it is saved
         drop_pooler(self.encoder)
         self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -117,12 +118,12 @@ def from_encoder(encoder: PreTrainedModel, **config: Any) -> MeanPooledForSequen
     """
     drop_pooler(encoder)
     settings = plain_settings(encoder.config.to_dict())
-    settings.pop("_name_or_path", None)  # a path on this machine means nothing in a checkpoint
-    changes = settings.pop(FIELD, {})
+    # A path on this machine means nothing in a checkpoint.
+    settings.pop("_name_or_path", None)
+    settings.pop(FIELD, None)
     model = MeanPooledForSequenceClassification(MeanPooledConfig(encoder=settings, **config))
-    model.encoder = encoder
-    for part, change in changes.items():
-        note_change(model, part, change)
+    model.encoder, model.config.encoder = encoder, encoder.config
+    encoder.config._name_or_path = ""
     return model
 
 

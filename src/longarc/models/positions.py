@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from longarc.errors import ModelError, OptionError
 from longarc.models.hierarchical_positions import HierarchicalPositions
@@ -259,5 +258,4 @@ def _put(
     for config in configs_of(model, found.encoder):
         config.max_position_embeddings = rows
     if record is not None:
-        around = isinstance(model, PreTrainedModel) and model.base_model is found.encoder
-        note_change(cast(PreTrainedModel, model) if around else found.encoder, "positions", record)
+        note_change(found.encoder, "positions", record)

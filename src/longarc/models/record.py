@@ -1,9 +1,9 @@
 """What longarc changed in an encoder, written into its configuration so that it is never lost.
 
 ``config.longarc`` of the encoder holds a part for each change: ``positions`` for stretched
-positions, ``attention`` for kernels. :func:`longarc.load_model` makes the same changes again. A
-bare encoder's configuration also gets a model type of longarc's (``longarc-bert``), which plain
-transformers does not know and refuses; a mean-pooled classifier has one already.
+positions, ``attention`` for kernels. :func:`longarc.load_model` makes the same changes again. The
+configuration also gets a model type of longarc's (``longarc-bert``), which plain transformers does
+not know and refuses.
 """
 
 from __future__ import annotations
@@ -39,12 +39,8 @@ def note_change(model: PreTrainedModel, part: str, settings: dict[str, Any] | No
         setattr(config, FIELD, record)
     elif hasattr(config, FIELD):
         delattr(config, FIELD)
-    if model.config is config:
-        config.__class__ = _recorded(_plain(type(config))) if record else _plain(type(config))
-    else:  # a wrapper saves its own copy of the encoder's configuration
-        config.__class__ = _plain(type(config))
-        config._name_or_path = ""  # a path on this machine means nothing in a checkpoint
-        setattr(model.config, model.base_model_prefix, config)
+    plain = _plain(type(config))
+    config.__class__ = _recorded(plain) if record else plain
 
 
 def plain_model_type(config: PreTrainedConfig) -> str:
@@ -84,4 +80,4 @@ def _recorded(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 
 def _plain(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    return kind.__mro__[1] if kind.model_type.startswith(PREFIX) and kind.__mro__ else kind
+    return kind.__mro__[1] if kind.__name__.startswith("Longarc") else kind

@@ -247,7 +247,8 @@ def _findings(
             "never" if crossing is None else crossing,
             crossing is not None and crossing > PUBLISHED_CROSSING / 2,
             f"The shortest of {', '.join(map(str, size.lengths))} tokens at which 64 features are "
-            "faster than fused exact attention. Does not hold if that is below half of 5,000.",
+            "faster than fused exact attention. Does not hold if that is below half of 5,000, or "
+            "if none of them is.",
         ),
     ]
     return found

@@ -59,7 +59,8 @@ class TrainConfig:
         0.4, "α of --positions hierarchical: the weight of the coarse index"
     )
     attention: str | None = option(
-        None, "exact, or a kernel of linear cost such as local-clustered; default: the model's own"
+        None,
+        "exact, or a kernel for long documents such as local-clustered; default: the model's own",
     )
     attention_options: dict | None = option(
         None, "options of --attention, e.g. '{\"num_features\": 256}'"
@@ -173,6 +174,11 @@ class TrainConfig:
             )
         if self.attention_options and self.attention is None:
             raise OptionError("--attention-options needs --attention: name the kernel they are of.")
+        if self.positions == "hierarchical" and self.position_alpha in (0, 0.5, 1):
+            raise OptionError(
+                f"--position-alpha is {self.position_alpha:g}: expected a number between 0 and 1, "
+                "but not 0.5, at which the coarse and the fine index weigh the same."
+            )
         if self.recipe_tau is not None and self.recipe not in ("post-hoc", "tau-norm"):
             raise OptionError(
                 f"--recipe-tau is for --recipe post-hoc or tau-norm, and --recipe is {self.recipe}. "

@@ -11,6 +11,7 @@ from longarc.models.attention.calibration import calibrate_attention
 from longarc.models.attention.interface import set_attention
 from longarc.models.loading import load_classifier
 from longarc.models.positions import stretch_positions
+from longarc.models.record import recorded_changes
 from longarc.training.config import TrainConfig
 from longarc.training.preparation import Prepared
 from longarc.training.progress import Reporter
@@ -40,11 +41,13 @@ def starting_model(
         trust_remote_code=config.trust_remote_code,
     )
     if config.positions != "trained":
+        before = recorded_changes(model.config).get("positions", {})
         stretch_positions(
             model,
             config.max_length or 0,
             method=config.positions,
-            alpha=config.position_alpha,
+            alpha=before.get("alpha", config.position_alpha),  # a stretch goes on as it began
+            origin=before.get("origin", 2),
             tokenizer=tokenizer,
         )
     if config.attention is not None:

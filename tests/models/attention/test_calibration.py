@@ -82,3 +82,13 @@ def test_errors_of_heads_do_not_see_padding() -> None:
     mask[1, 6:] = False
     real = [torch.cat([x[0], x[1, :, :6]], dim=1)[None] for x in (estimate, exact)]
     torch.testing.assert_close(head_errors(estimate, exact, mask), head_errors(*real, None))
+
+
+def test_short_texts_leave_nothing_to_learn_and_no_error(minilm):
+    from longarc.models.loading import load_tokenizer
+
+    set_attention(minilm, "learned")
+    report = calibrate_attention(
+        minilm, ["a short text"] * 6, tokenizer=load_tokenizer("minilm"), steps=2, progress=False
+    )
+    assert report.before == report.after

@@ -133,20 +133,28 @@ def calibrate_attention(
             f"Calibrating needs texts to fit and others to measure on: found {len(texts)}. "
             "Expected two at least; 50 or more are better."
         )
-    if not attention_layers(model):
-        set_attention(model, "learned", seed=seed)
-    names, kernels = _learnable(model)
+    if attention_layers(model):
+        _learnable(model)
     if tokenizer is None:
         from longarc.models.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(model.config._name_or_path)
+        source = model.name_or_path or model.base_model.name_or_path
+        if not source:
+            raise ModelError(
+                "the model does not say where it was loaded from, so its tokenizer cannot be "
+                "found. Pass tokenizer=…"
+            )
+        tokenizer = load_tokenizer(cast(str, source))
+    if not attention_layers(model):
+        set_attention(model, "learned", seed=seed)
+    names, kernels = _learnable(model)
     order = random.Random(seed)
     order.shuffle(texts)
     many = min(_HELD_OUT, max(1, len(texts) // 4))
     encode = _encoder(tokenizer, max_length, model.device)
     held_out = [encode(texts[i : min(i + batch_size, many)]) for i in range(0, many, batch_size)]
     started = time.monotonic()
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         before, exact = _measure(model, kernels, held_out)
@@ -163,7 +171,8 @@ def calibrate_attention(
         after = [torch.minimum(was, now) for was, now in zip(before, after, strict=True)]
         cosine_after = _cosine(model, held_out, exact)
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     return Calibration(
         layers=tuple(names),
         before=tuple(tuple(e.tolist()) for e in before),
@@ -218,7 +227,8 @@ def _fit(
     optimizer = torch.optim.Adam([p for p, _ in needed], lr=rate)
 
     def learn(kernel: AttentionKernel, errors: Tensor) -> None:
-        errors.sum().backward()
+        if errors.requires_grad:  # texts that fit into the window leave nothing to learn
+            errors.sum().backward()
 
     done, start, batches = 0, time.monotonic(), _shuffled(texts, batch_size, order)
     columns = (

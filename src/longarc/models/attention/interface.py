@@ -220,6 +220,7 @@ def _find_layers(model: PreTrainedModel) -> list[tuple[nn.Module, int, int]]:
             )
         if more.get("sliding_window") is None:
             found.setdefault(id(module), (module, query.shape[1], query.shape[3]))
+    calls.clear()  # transformers keeps the observer, and it would keep the model
     if not found:
         raise ModelError(
             f"the attention of {name} cannot be replaced: no layer asked transformers' attention "
@@ -235,7 +236,7 @@ _UNKNOWN = ("position_bias", "softcap", "s_aux", "head_mask", "cu_seq_lens_q")
 def _observe(encoder: PreTrainedModel, attend: Callable[..., Any]) -> None:
     """Send four tokens through the encoder with ``attend`` as its attention."""
     before = encoder.config._attn_implementation
-    training = encoder.training
+    training = {module: module.training for module in encoder.modules()}
     observer = f"{IMPLEMENTATION}-observer"
     AttentionInterface.register(observer, attend)
     AttentionMaskInterface.register(observer, _padding_mask)
@@ -254,4 +255,5 @@ def _observe(encoder: PreTrainedModel, attend: Callable[..., Any]) -> None:
         ) from error
     finally:
         encoder.set_attn_implementation(before or "sdpa")
-        encoder.train(training)
+        for module, mode in training.items():
+            module.training = mode

@@ -137,8 +137,8 @@ def performer_attention(
         projection: ω, (h, m, d), as from ``draw_projections``.
         mask: (b, n), true at tokens. A document without any gives zeros.
         scale: s > 0; d^−½ by default.
-        causal: whether a token sees itself and earlier ones only. There a and c are 0 and ψ and the
-            tilt 1: a statistic of all tokens would tell one of later ones.
+        causal: whether a token sees itself and earlier ones only. There a, c and A are 0 and ψ is
+            1: a statistic of all tokens would tell one of later ones.
         centre: whether a and c are as above, or 0.
         balance: whether ψ is as above, or 1.
         optimal: whether the features are e^{A‖ω‖² + √(1 − 4A) ω·x − ‖x‖²/2}, A by ``optimal_tilt``

@@ -118,8 +118,13 @@ def attend_biased(
     carried = bias.expand(key.shape[:-1])[..., None].to(key.dtype) / scale
     query = torch.cat([query, torch.ones_like(query[..., :1])], dim=-1)
     key = torch.cat([key, carried], dim=-1)
-    wide = pad(value, (0, key.shape[-1] - value.shape[-1]))  # they want one width for all three
-    out = scaled_dot_product_attention(query, key, wide, dropout_p=dropout, scale=scale)
+    # They want one width for all three, and on a GPU a multiple of 8.
+    width = -(-max(key.shape[-1], value.shape[-1]) // 8) * 8
+    out = scaled_dot_product_attention(
+        *(pad(x, (0, width - x.shape[-1])) for x in (query, key, value)),
+        dropout_p=dropout,
+        scale=scale,
+    )
     return out[..., : value.shape[-1]]
 
 
