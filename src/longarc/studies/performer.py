@@ -174,7 +174,8 @@ def _text(size: Size, many: int) -> tuple[str, ...]:
         "place of the mean, attention costs n m and not n². Perpendicular ω, and lengths of ω that "
         "are spread evenly, are said to bring the estimate nearer; and Performer to pay from some "
         "5,000 tokens on.",
-        f"Errors are those of the attention’s output in {many} layers of all-MiniLM-L6-v2 reading "
+        f"Errors are those of the attention’s output in {many // size.documents} layers of "
+        "all-MiniLM-L6-v2 reading "
         f"{size.documents} licence texts of up to {size.tokens} tokens, over {size.seeds} draws: "
         "the size of the difference to exact attention, where 1 is the size of what attention adds "
         "to the plain mean of the values. “Shifted and balanced” are queries and keys measured "
