@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longarc.models.attention.blocks import LOWEST
+
 _SAMPLE = 4
 """Keys for each cluster, those of most weight, on which the iterations run: as good as all."""
-
-_HIDDEN = -1e30
 
 _CACHED = 2**18  # elements of a (…, n, c) matrix at once on a CPU: 1 MiB, an L2 cache
 
@@ -54,7 +54,7 @@ def assign_clusters(
         log_weight, top = log_weight.topk(many, dim=-1)
         sample = x.gather(2, top[..., None].expand(-1, -1, -1, x.shape[-1]))
         # What is hidden has a weight of e^{−10³⁰} = 0, if importance is not 0.
-        weight = (importance * log_weight).exp() * (log_weight > _HIDDEN / 2)
+        weight = (importance * log_weight).exp() * (log_weight > LOWEST / 2)
         weighted = torch.cat([sample, torch.ones_like(sample[..., :1])], -1) * weight[..., None]
         for _ in range(iterations):
             total = sum_by_cluster(weighted, _nearest(sample, centroids), num_clusters)
@@ -126,7 +126,7 @@ def _score_space(
     covariance = second - mean.mT @ mean
     log_weight = log_weight + ((key @ covariance) * key).sum(-1) / 2
     if mask is not None:
-        log_weight = log_weight.masked_fill(~mask[:, None, :].bool(), _HIDDEN)
+        log_weight = log_weight.masked_fill(~mask[:, None, :].bool(), LOWEST)
     log_weight = log_weight - log_weight.amax(dim=-1, keepdim=True)
     # S = L Lᵀ makes Δkᵀ S Δk = ‖Lᵀ Δk‖². A little of the identity keeps S from being singular.
     d = key.shape[-1]
