@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=(32, 64))
     parser.add_argument("--features", nargs="+", type=int, default=FEATURES)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--memory", nargs="*", type=int, default=LENGTHS, help="lengths for peaks")
     parser.add_argument("--dry", action="store_true", help="print and append nothing")
     parser.add_argument("--peak", nargs=4, metavar=("SYSTEM", "N", "D", "BACKWARD"))
     chosen = parser.parse_args()
@@ -71,15 +72,18 @@ def main() -> None:
                         "over_sdpa": spread(
                             [a / b for a, b in zip(found, seconds["sdpa"], strict=True)]
                         ),
-                        "peak_mib": peak_elsewhere(name, n, d, backward),
+                        "peak_mib": peak_elsewhere(name, n, d, backward)
+                        if n in chosen.memory
+                        else None,
                     }
                     for name, found in seconds.items()
                 }
                 print(f"n={n} d={d} {'forward and backward' if backward else 'forward'}")
                 for name, row in figures.items():
+                    peaked = "" if row["peak_mib"] is None else f" {row['peak_mib']:8.1f} MiB"
                     print(
                         f"  {name:24s} {row['milliseconds']['median']:9.2f} ms"
-                        f" {row['over_sdpa']['median']:7.3f} of SDPA {row['peak_mib']:8.1f} MiB"
+                        f" {row['over_sdpa']['median']:7.3f} of SDPA{peaked}"
                     )
                 if not chosen.dry:
                     sizes = {"n": n, "width": d, "heads": HEADS, "batch": 1}

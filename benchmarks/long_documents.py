@@ -5,6 +5,8 @@ r"""What length and attention cost and bring: MiniLM end to end, on licence text
 
 ``speed``: documents a second of the whole encoder with each attention, one document at a time,
 interleaved over the attentions; peak memory beyond the loaded model, in a process of its own each.
+Beside them, transformers' own encoders for long texts in MiniLM's size, with random weights: they
+have none of MiniLM's, so that time and memory alone can be compared.
 
 ``quality``: licence categories of texts that are longer than 512 tokens, read to 512 or 2,048, with
 exact attention or a kernel. Each is a process of its own: figures with intervals, minutes, and the
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import AutoModel, BigBirdConfig, LongformerConfig, NystromformerConfig
 
 import longarc
 from longarc.data.licenses import read_licenses
@@ -36,13 +39,19 @@ from rows import append_row, peak_growth, spread
 
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 FIGURES = ("accuracy", "macro_f1", "balanced_accuracy")
+PEERS: dict[str, Any] = {
+    # As much exact attention as longarc's windows of 64 tokens have, 192 a token.
+    "transformers-longformer": (LongformerConfig, {"attention_window": 192}),
+    "transformers-big-bird": (BigBirdConfig, {"block_size": 64, "num_random_blocks": 3}),
+    "transformers-nystromformer": (NystromformerConfig, {"num_landmarks": 64}),
+}
 
 
 def main() -> None:
     """Measure and append a row for each length and attention."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=["speed", "quality", "one"])
-    parser.add_argument("--attentions", nargs="+", default=[EXACT, *ATTENTIONS])
+    parser.add_argument("--attentions", nargs="+", default=[EXACT, *ATTENTIONS, *PEERS])
     parser.add_argument("--lengths", nargs="+", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--documents", type=int, default=600, help="for quality; 0 for all")
@@ -57,7 +66,8 @@ def main() -> None:
         for length in chosen.lengths or LENGTHS:
             speed(length, chosen.attentions, chosen.repeats)
     else:
-        quality(chosen.lengths or [512, 2048], chosen.attentions, chosen.documents, chosen.options)
+        ours = [name for name in chosen.attentions if name not in PEERS]
+        quality(chosen.lengths or [512, 2048], ours, chosen.documents, chosen.options)
 
 
 def speed(length: int, attentions: list[str], repeats: int) -> None:
@@ -144,10 +154,22 @@ def _one(kind: str, name: str, length: int, **more: Any) -> dict[str, Any]:
 
 
 def _encoder(name: str, length: int) -> Any:
+    if name in PEERS:
+        return _peer(name, length)
     encoder = load_classifier("minilm", labels=("a", "b")).base_model
     if length > 512:
         longarc.stretch_positions(encoder, length)
     return longarc.set_attention(encoder, name).eval()
+
+
+def _peer(name: str, length: int) -> Any:
+    """One of transformers' encoders, as wide and as deep as MiniLM."""
+    kind, options = PEERS[name]
+    config = kind(
+        vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        intermediate_size=1536, max_position_embeddings=length + 2, pad_token_id=0, **options,
+    )  # fmt: skip
+    return AutoModel.from_config(config).eval()
 
 
 def _tokens(length: int) -> torch.Tensor:
