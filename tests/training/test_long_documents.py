@@ -104,6 +104,8 @@ def test_fine_tuning_with_transformers_own_head(late, tmp_path):
     ({"attention": "perfomer"}, OptionError, "Did you mean performer"),
     ({"attention": "performer", "attention_options": {"nun_features": 2}}, OptionError, "num_feat"),
     ({"attention_options": {"num_features": 2}}, OptionError, "needs --attention"),
+    ({"attention": "performer", "attention_minutes": 2.0}, OptionError, "for --attention learned"),
+    ({"position_alpha": 0.3}, OptionError, "for --positions hierarchical"),
 ], ids=str)  # fmt: skip
 def test_what_is_refused_before_anything_is_written(late, tmp_path, options, error, said):
     with pytest.raises(error, match=said):

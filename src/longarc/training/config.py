@@ -17,6 +17,13 @@ def option(default: Any, help: str) -> Any:  # noqa: A002
     return field(default=default, metadata={"help": help})
 
 
+_ONLY_WITH = {
+    "position_alpha": ("positions", "hierarchical"),
+    "attention_minutes": ("attention", "learned"),
+}
+"""Options that would change nothing without another's value."""
+
+
 @dataclass
 class TrainConfig:
     """The options of ``longarc train`` and :func:`longarc.fit`; the run's ``config.yaml`` keeps all.
@@ -174,6 +181,12 @@ class TrainConfig:
             )
         if self.attention_options and self.attention is None:
             raise OptionError("--attention-options needs --attention: name the kernel they are of.")
+        for name, (other, needed) in _ONLY_WITH.items():
+            if getattr(self, name) != getattr(TrainConfig, name) and getattr(self, other) != needed:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is for --{other} {needed}, and --{other} is "
+                    f"{getattr(self, other) or 'not given'}. Add that, or drop this."
+                )
         if self.positions == "hierarchical" and self.position_alpha in (0, 0.5, 1):
             raise OptionError(
                 f"--position-alpha is {self.position_alpha:g}: expected a number between 0 and 1, "
