@@ -29,7 +29,7 @@ def open_layers(model):
     with torch.no_grad():
         for i, alpha in enumerate(found):
             alpha.fill_(0.3 + 0.2 * i)
-    return [float(alpha) for alpha in found]
+    return [alpha.item() for alpha in found]
 
 
 @pytest.mark.parametrize("family", KNOWN)
