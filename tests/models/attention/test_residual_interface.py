@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from longarc.errors import ModelError, OptionError
 from longarc.models.attention.interface import attention_layers, set_attention
 from longarc.models.attention.residual_interface import set_residual_attention
+from longarc.models.attention.residual_state import State
 from longarc.models.loading import load_classifier, load_model
 from longarc.models.mean_pooled import from_encoder
 from longarc.models.positions import stretch_positions
@@ -243,6 +244,23 @@ def test_checkpointing_neither_changes_nor_doubles_anything(family, document, dr
     assert "residual_attention.gates" in saved
     for name, gradient in plain.items():
         torch.testing.assert_close(saved[name], gradient, msg=name)
+
+
+def test_a_layer_that_is_run_again_finds_what_it_left():
+    model = set_residual_attention(build())
+    state = State(model.residual_attention)
+    layers = [layer.attention.self for layer in model.encoder.layer]
+    first, second, again = torch.randn(3, 1, 2, 4, 8)[:, None].unbind()
+    state.add(layers[0], first, first, None)
+    state.add(layers[1], second, second, None)
+    found = state.add(layers[0], again, again, None)
+    assert len(found.queries) == len(found.keys) == 1
+    assert found.queries[0] is first
+    found = state.add(layers[1], again, again, None)
+    assert found.keys[0] is first
+    assert found.keys[1] is second
+    with pytest.raises(ModelError, match="did not go through"):
+        State(model.residual_attention).add(layers[1], second, second, None)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")

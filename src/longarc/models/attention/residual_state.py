@@ -93,13 +93,11 @@ class State:
                 f"attention layer {layer} adds the scores of layer {missing[0]}, which this pass "
                 "did not go through. Residual attention needs every layer: turn layer dropping off."
             )
-        # The layer's own as they are now: run again for its gradients, it must use what it
-        # computed in that run.
-        before = [self._known[i] for i in wanted[:-1]]
+        pairs = [self._known[i] for i in wanted]
         s = query.shape[-1] ** -0.5 if scale is None else scale
         return Summed(
-            [q for q, _ in before] + [query],
-            [k for _, k in before] + [key],
+            [query for query, _ in pairs],
+            [key for _, key in pairs],
             self._settings.factors(layer),
             s / len(wanted) if self._settings.mean else s,
         )
