@@ -112,6 +112,14 @@ def test_states_are_the_textbooks_in_every_family(family, document, options):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_layers_that_are_shared_by_some(document):
+    """Groups of 2, 1, 2, 1 and 1 layers."""
+    model = build("albert", num_hidden_layers=7, num_hidden_groups=5)
+    want, _ = textbook(model, document, last=7)
+    set_residual_attention(model)
+    torch.testing.assert_close(states(model, document), want, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("family", ["bert", "albert", "modernbert", "distilbert"])
 def test_gradients_are_the_textbooks(family, document):
     model = build(family).double()

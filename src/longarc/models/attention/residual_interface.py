@@ -91,9 +91,9 @@ def set_residual_attention(
     _forget(encoder, calls)
     if new is not None:
         setattr(encoder, CHILD, new.to(model.device, model.dtype).train(encoder.training))
-        modules = [call.module for call in calls]
-        for number, module in enumerate(modules):
-            setattr(module, LAYER, number if modules.count(module) == 1 else None)
+        shared = len({id(call.module) for call in calls}) < len(calls)
+        for number, call in enumerate(calls):
+            setattr(call.module, LAYER, None if shared else number)
         if hand_down not in encoder._forward_pre_hooks.values():
             encoder.register_forward_pre_hook(hand_down, with_kwargs=True)
     implement(model)

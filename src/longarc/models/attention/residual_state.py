@@ -23,7 +23,7 @@ HANDED = "longarc_residual"
 """The keyword argument."""
 
 LAYER = "residual_layer"
-"""An attention module's number among the encoder's; None in one that serves as several layers."""
+"""An attention module's number among the encoder's; None where some serve as several layers."""
 
 
 class ResidualAttention(nn.Module):
@@ -106,7 +106,7 @@ class State:
         number: Any = getattr(module, LAYER)
         if number is not None:
             return number
-        number = self._calls  # a module that serves several layers: they come in order
+        number = self._calls  # they come in order
         if number >= self._settings.layers:
             raise ModelError(
                 "a layer that serves as several was run again, as gradient checkpointing does, and "
