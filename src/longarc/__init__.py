@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
     from longarc.models.attention.interface import set_attention
+    from longarc.models.attention.residual_interface import set_residual_attention
     from longarc.models.loading import load_model
     from longarc.models.positions import stretch_positions
+    from longarc.models.rezero import set_rezero
     from longarc.objectives.losses.asymmetric import AsymmetricLoss
     from longarc.objectives.losses.binary_cross_entropy import BinaryCrossEntropyLoss
     from longarc.objectives.losses.class_balanced import ClassBalancedLoss
@@ -48,8 +50,10 @@ _HOMES = {
     "RunError": "longarc.errors",
     "calibrate_attention": "longarc.models.attention.calibration",
     "set_attention": "longarc.models.attention.interface",
+    "set_residual_attention": "longarc.models.attention.residual_interface",
     "load_model": "longarc.models.loading",
     "stretch_positions": "longarc.models.positions",
+    "set_rezero": "longarc.models.rezero",
     "AsymmetricLoss": "longarc.objectives.losses.asymmetric",
     "BinaryCrossEntropyLoss": "longarc.objectives.losses.binary_cross_entropy",
     "ClassBalancedLoss": "longarc.objectives.losses.class_balanced",
@@ -101,6 +105,8 @@ __all__ = [
     "load_model",
     "open_run",
     "set_attention",
+    "set_residual_attention",
+    "set_rezero",
     "stretch_positions",
 ]
 

@@ -1,7 +1,7 @@
-"""Open models whose positions or attention longarc changed, and make the changes again.
+"""Open models that longarc changed, and make the changes again.
 
 The weights first, into the architecture as transformers has it; then the changes that the record
-(``models/record.py``) asks for; then what the kernels have learnt.
+(``models/record.py``) asks for; then what they have learnt.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from longarc.errors import ModelError
-from longarc.models.attention.interface import CHILD, set_attention
+from longarc.models.attention.attending import CHILD as KERNEL
+from longarc.models.attention.interface import set_attention
+from longarc.models.attention.residual_interface import set_residual_attention
+from longarc.models.attention.residual_state import CHILD as RESIDUAL
 from longarc.models.loading import refuse_missing
 from longarc.models.mean_pooled import drop_pooler
 from longarc.models.positions import restore_positions
 from longarc.models.record import FIELD, plain_settings
+from longarc.models.rezero import CHILD as REZERO
+from longarc.models.rezero import set_rezero
 
 
 def changed_settings(source: str) -> dict[str, Any] | None:
@@ -61,12 +66,17 @@ def open_changed(source: str, settings: dict[str, Any]) -> PreTrainedModel:
             source, config=config, dtype=torch.float32, use_safetensors=True,
             output_loading_info=True,
         )  # fmt: skip
-    refuse_missing(source, found["missing_keys"])
-    if any("pooler" in name for name in found["missing_keys"]):
+    if "rezero" in record:  # first: it was saved without normalisations
+        set_rezero(model)
+    missing = set(found["missing_keys"]).intersection(model.state_dict())
+    refuse_missing(source, missing)
+    if any("pooler" in name for name in missing):
         drop_pooler(model.base_model)  # it was saved without, and has got a random one
     model.name_or_path = source
     if positions:
         restore_positions(model, positions)
+    if residual := record.get("residual_attention"):
+        set_residual_attention(model, **residual)
     if attention := record.get("attention"):
         set_attention(
             model,
@@ -75,7 +85,7 @@ def open_changed(source: str, settings: dict[str, Any]) -> PreTrainedModel:
             seed=attention["seed"],
             **attention["options"],
         )
-        _load_learnt(model, source)
+    _load_learnt(model, source)
     return model
 
 
@@ -91,8 +101,9 @@ def _architecture(source: str, settings: dict[str, Any]) -> type[PreTrainedModel
 
 
 def _load_learnt(model: PreTrainedModel, source: str) -> None:
-    """Load the tensors of the kernels, by name."""
-    wanted = {name for name in model.state_dict() if f".{CHILD}." in name}
+    """Load the tensors of the kernels and gates, by name."""
+    parts = {KERNEL, RESIDUAL, REZERO}
+    wanted = {name for name in model.state_dict() if parts.intersection(name.split("."))}
     if not wanted:
         return
     found: dict[str, Tensor] = {}

@@ -1,9 +1,9 @@
 """What longarc changed in an encoder, written into its configuration so that it is never lost.
 
 ``config.longarc`` of the encoder holds a part for each change: ``positions`` for stretched
-positions, ``attention`` for kernels. :func:`longarc.load_model` makes the same changes again. The
-configuration also gets a model type of longarc's (``longarc-bert``), which plain transformers does
-not know and refuses.
+positions, ``attention`` for kernels, ``residual_attention`` and ``rezero``.
+:func:`longarc.load_model` makes the same changes again. The configuration also gets a model type of
+longarc's (``longarc-bert``), which plain transformers does not know and refuses.
 """
 
 from __future__ import annotations
