@@ -77,7 +77,8 @@ def set_rezero(model: PreTrainedModel) -> PreTrainedModel:
             "knows encoders with blocks like BERT's, such as BERT, RoBERTa, ELECTRA and ERNIE."
         )
     for block in blocks:
-        scaled = OrderedDict([("dropout", block.dropout), (CHILD, Rezero().to(model.device))])
+        scaled: OrderedDict[str, nn.Module] = OrderedDict(dropout=block.dropout)
+        scaled[CHILD] = Rezero().to(model.device)
         block.dropout = nn.Sequential(scaled).train(block.training)
         block.LayerNorm = nn.Identity()
     note_change(model, PART, {})

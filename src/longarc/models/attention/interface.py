@@ -96,7 +96,8 @@ def set_attention(
 
 def repeat_attention(model: PreTrainedModel) -> None:
     """Set the attention that the record asks for again, new kernels and all, if it asks for any."""
-    if attention := recorded_changes(model.base_model.config).get("attention"):
+    config: Any = model.base_model.config
+    if attention := recorded_changes(config).get("attention"):
         set_attention(
             model,
             attention["name"],

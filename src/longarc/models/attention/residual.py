@@ -5,6 +5,8 @@ The sum of score matrices is one product of concatenated queries and keys,
     A_n = s (Q_1 K_1ᵀ + … + Q_n K_nᵀ) = s [Q_1 … Q_n] [K_1 … K_n]ᵀ,
 
 so layer n attends as ever, with heads n times as wide: exactly, with memory linear in the tokens.
+PyTorch's fused kernels do it as it stands, and ``residual_blocked`` does it faster on a CPU, where
+they want values as wide as the queries.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from longarc.models.attention.residual_blocked import blocked_attention
 
 
 def residual_attention(
@@ -53,6 +57,12 @@ def residual_attention(
     True
     """
     s = queries[-1].shape[-1] ** -0.5 if scale is None else scale
+    wide = len(queries) > 1 or factors is not None
+    on_cpu = value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
+    if on_cpu and (wide or dropout) and not torch.compiler.is_compiling():
+        return blocked_attention(
+            queries, keys, value, factors=factors, mask=mask, scale=s, dropout=dropout
+        )
     query, key = concatenate(queries, keys, factors)
     return wide_attention(query, key, value, mask=mask, scale=s, dropout=dropout)
 

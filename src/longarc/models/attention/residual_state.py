@@ -50,9 +50,10 @@ class ResidualAttention(nn.Module):
 
     def factors(self, layer: int) -> Tensor | None:
         """What the scores of each of ``summed_layers`` count: the product of the gates between."""
-        if self.gates is None:
+        first = self.summed_layers(layer)[0]
+        if self.gates is None or first == layer:
             return None
-        between = self.gates[self.summed_layers(layer)[0] : layer].flip(0)
+        between = self.gates[first:layer].flip(0)
         return torch.cat([torch.ones_like(self.gates[:1]), between]).cumprod(0).flip(0)
 
 
