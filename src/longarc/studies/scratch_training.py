@@ -63,7 +63,7 @@ def train_cell(
     decay after the warm-up. Order and masks follow from the seed alone, so every encoder sees the
     same.
     """
-    model = build_encoder(cell.architecture, shape, cell.seed)
+    model = build_encoder(cell.architecture, shape, cell.seed, corpus.vectors)
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=cell.rate, betas=(0.9, 0.98), weight_decay=0.01)
     rising = WARM_UP * steps if cell.warm_up else 1.0
