@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from longarc.studies.scratch_encoders import encode, layers_of
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def attention_weights(model: PreTrainedModel, ids: Tensor, *, summed: bool) -> list[Tensor]:
     """Weights (b, h, n, n) of each layer on texts ``ids`` (b, n) without padding.
 

@@ -91,9 +91,9 @@ def fine_tune(
     encoder = copy.deepcopy(model).train()
     ids, target = task.train
     generator = torch.Generator().manual_seed(seed)
-    head = nn.Linear(encoder.config.hidden_size, task.classes)
-    nn.init.normal_(head.weight, std=encoder.config.initializer_range, generator=generator)
-    nn.init.zeros_(head.bias)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(encoder.config.hidden_size, task.classes)
     weights = [*encoder.base_model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01)
     steps = epochs * -(-len(ids) // batch)

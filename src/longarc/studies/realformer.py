@@ -17,10 +17,10 @@ from longarc.training.progress import Reporter
 
 FULL = Size(
     Shape(layers=6, width=64, words=1000, length=64),
-    steps=2000,
+    steps=1500,
     batch=16,
     points=10,
-    rates=(1e-3, 3e-3, 9e-3),
+    rates=(3e-4, 1e-3, 3e-3),
     seeds=3,
     held_out=300,
     train=3000,
@@ -79,6 +79,7 @@ def _text(measured: Measured) -> Sequence[str]:
     size = measured.size
     shape = size.shape
     tasks = ", ".join(f"{t.task.name} ({t.task.classes})" for t in measured.tuned)
+    rates = ", ".join(f"{rate:g}" for rate in size.rates)
     best = "; ".join(
         f"{name} {runs[0].cell.rate:g} {'with' if runs[0].cell.warm_up else 'without'} warm-up"
         for name, runs in measured.runs.items()
@@ -95,10 +96,11 @@ def _text(measured: Measured) -> Sequence[str]:
         f"vocabulary of MiniLM’s {shape.words} most frequent. Positions start as sines, words as "
         "the main directions of MiniLM’s vectors, or none of the encoders would get past the "
         f"frequencies of words in so short a training. Each cell has {size.steps} steps of "
-        f"{size.batch} windows, the same and masked alike for every encoder; {len(size.rates)} "
-        "learning rates, with a tenth of the steps as warm-up and without, then linear decay.",
-        f"Shares are those of masked tokens restored in {size.held_out} held-out texts. The best "
-        f"cell of each encoder ({best}) is chosen with one seed and compared with {size.seeds} "
+        f"{size.batch} windows, the same and masked alike for every encoder; learning rates "
+        f"{rates}, with a tenth of the steps as warm-up and without, then linear decay.",
+        f"Shares are those of masked tokens restored in {len(measured.grid[0].final)} held-out "
+        f"texts. The best cell of each encoder ({best}) is chosen with one seed and compared with "
+        f"{size.seeds} "
         "others; ± is one standard error, from the texts and the seeds, and differences count "
         "from two. Licence texts resemble each other; a short training of small encoders says "
         "how they begin, not how large ones end.",

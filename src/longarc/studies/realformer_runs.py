@@ -29,7 +29,8 @@ class Size:
     A cell takes ``steps`` steps of ``batch`` windows. ``rates`` and both warm-ups are tried with
     seed 0; the best are trained again with ``seeds`` other seeds, which are the ones compared.
     ``train`` and ``test`` are documents to fine-tune on; ``minilm`` the tokens of a window of the
-    pretrained model, and texts for ``introduce``. ``texts`` limits the corpus.
+    pretrained model, and texts for ``introduce``. ``texts`` limits the corpus, and leaves out what
+    takes seconds to read: the rules, and so the licences' keys.
     """
 
     shape: Shape
@@ -163,12 +164,14 @@ def _train(cell: Cell, size: Size, corpus: Corpus, advance: Callable[[], object]
 
 
 def _tasks(size: Size, corpus: Corpus, tables: tuple[str | Path, str | Path] | None) -> list[Task]:
-    """Licence categories, the documents of the table if there is one, and licence keys."""
-    found = [("categories", read_licenses("category"), None)]
+    """Licence categories, the documents of the tables if there are any, and licence keys."""
+    rules = size.texts is None
+    found = [("categories", read_licenses("category", include_rules=rules), None)]
     if tables is not None:
         train, test = (read_examples(table)[0] for table in tables)
         found.append((Path(tables[0]).stem, train, test))
-    found.append(("licences", read_licenses("key"), None))
+    if rules:
+        found.append(("licences", read_licenses("key"), None))
     return [
         make_task(
             name,

@@ -88,7 +88,8 @@ def read_corpus(length: int, words: int, held_out: int, texts: int | None = None
     Args:
         length: tokens of a window with [CLS] and [SEP].
         words: of the vocabulary, which is that of the texts to train on.
-        held_out: texts, and so windows, to measure with.
+        held_out: texts to measure with, one window each; those of other letters fall away, since
+            all their words are unknown.
         texts: read so many only.
 
     Raises:
