@@ -137,9 +137,11 @@ def _metadata(run: SavedRun, split: str) -> Any:
 def _needs_longarc(run: SavedRun) -> bool:
     """Whether plain transformers refuses the model."""
     option = run.config.get
-    plain_attention = option("attention") in (None, "exact")
     return (
-        option("pooling") != "cls" or not plain_attention or option("positions") == "hierarchical"
+        option("pooling") != "cls"
+        or option("attention") not in (None, "exact")
+        or option("residual_attention", "none") != "none"
+        or option("positions") == "hierarchical"
     )
 
 

@@ -68,6 +68,11 @@ class TrainConfig:
     attention_minutes: float = option(
         5.0, "time to fit --attention learned to the model's exact attention, before the training"
     )
+    residual_attention: Literal["none", "on", "gated"] = option(
+        "none",
+        "add each layer's attention scores to the next one's; gated: as much as is learnt, from 0 "
+        "on, for pretrained models",
+    )
     pooling: Literal["mean", "cls"] = option(
         "mean", "document vector: mean of tokens, or transformers' own head on the first token"
     )
@@ -171,6 +176,11 @@ class TrainConfig:
                 f"--freeze trains on all documents at once, so --sampler {self.sampler} would "
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
+            )
+        if self.freeze and self.residual_attention == "gated":
+            raise OptionError(
+                "the gates of --residual-attention gated are 0 at the start, and --freeze leaves them "
+                "there. Drop one of the two."
             )
         if self.attention_options and self.attention is None:
             raise OptionError("--attention-options needs --attention: name the kernel they are of.")

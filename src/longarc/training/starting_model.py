@@ -9,6 +9,7 @@ from longarc.data.labels import LabelSpace
 from longarc.files import write_json
 from longarc.models.attention.calibration import calibrate_attention
 from longarc.models.attention.interface import set_attention
+from longarc.models.attention.residual_interface import set_residual_attention
 from longarc.models.loading import load_classifier
 from longarc.models.positions import stretch_positions
 from longarc.models.record import recorded_changes
@@ -52,6 +53,8 @@ def starting_model(
         )
     if config.attention is not None:
         set_attention(model, config.attention, seed=config.seed, **(config.attention_options or {}))
+    if config.residual_attention != "none":
+        set_residual_attention(model, gate=config.residual_attention == "gated")
     return model
 
 

@@ -36,12 +36,7 @@ def attend(
     **more: Any,
 ) -> tuple[Tensor, None]:
     """The attention function: (b, h, n, d) in, (b, n, h, dv) out, and no weights to show."""
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise ModelError(
-            f"the attention mask has shape {tuple(attention_mask.shape)}: expected (b, n), one "
-            "value a token. Masks for each pair of tokens need exact attention: "
-            "longarc.set_attention(model, 'exact')."
-        )
+    refuse_pairs(attention_mask)
     if key.shape[1] != query.shape[1]:  # grouped queries
         groups = query.shape[1] // key.shape[1]
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
@@ -64,6 +59,16 @@ def attend(
     else:
         out = kernel(query, key, value, mask=attention_mask, scale=scaling, dropout=dropout)
     return out.transpose(1, 2).contiguous(), None
+
+
+def refuse_pairs(mask: Tensor | None) -> None:
+    """Raise ModelError for a mask that says more than which tokens count."""
+    if mask is not None and mask.ndim != 2:
+        raise ModelError(
+            f"the attention mask has shape {tuple(mask.shape)}: expected (b, n), one value a "
+            "token. Masks for each pair of tokens need exact attention: "
+            "longarc.set_attention(model, 'exact')."
+        )
 
 
 def _exact(

@@ -38,7 +38,9 @@ def set_residual_attention(
     Works on every encoder whose attention goes through transformers' attention interface, bare or
     under any head, with exact attention or any kernel of :func:`longarc.set_attention`, which may
     be set before or after. Weights stay as they are. The change is written to ``model.config``, so
-    that a saved model opens with :func:`longarc.load_model` as it was.
+    that a saved model opens with :func:`longarc.load_model` as it was. Kernels are made anew where
+    the width of their queries changes, so fit ``learned`` ones after this. Called again, it keeps
+    what gates have learnt.
 
     A model that was pretrained without is put out by it: use ``gate=True`` there, from which
     training starts at the model as it is. A model that trains from scratch needs no gate.
@@ -80,16 +82,15 @@ def set_residual_attention(
         raise OptionError("gate and mean both say what earlier scores count. Choose one of them.")
     encoder: Any = model.base_model
     calls = attention_calls(model, **{HANDED: None})
-    if on:
+    old: Any = getattr(encoder, CHILD, None)
+    new = ResidualAttention(len(calls), gate=gate, mean=mean, last=last) if on else None
+    if new is not None:
         _check(encoder, calls)
-    for call in calls:
-        if hasattr(call.module, LAYER):
-            delattr(call.module, LAYER)
-    if hasattr(encoder, CHILD):
-        delattr(encoder, CHILD)
-    if on:
-        settings = ResidualAttention(len(calls), gate=gate, mean=mean, last=last)
-        setattr(encoder, CHILD, settings.to(model.device, model.dtype).train(encoder.training))
+        if old is not None and new.gates is not None and old.gates is not None:
+            new.gates.data.copy_(old.gates.data)
+    _forget(encoder, calls)
+    if new is not None:
+        setattr(encoder, CHILD, new.to(model.device, model.dtype).train(encoder.training))
         modules = [call.module for call in calls]
         for number, module in enumerate(modules):
             setattr(module, LAYER, number if modules.count(module) == 1 else None)
@@ -97,8 +98,25 @@ def set_residual_attention(
             encoder.register_forward_pre_hook(hand_down, with_kwargs=True)
     implement(model)
     note_change(model, PART, {"gate": gate, "mean": mean, "last": last} if on else None)
-    repeat_attention(model)  # the kernels' queries and keys have another width now
+    if _widths(old, len(calls)) != _widths(new, len(calls)):
+        repeat_attention(model)
     return model
+
+
+def _forget(encoder: Module, calls: list[AttentionCall]) -> None:
+    """Take out what an earlier call put in."""
+    for call in calls:
+        if hasattr(call.module, LAYER):
+            delattr(call.module, LAYER)
+    if hasattr(encoder, CHILD):
+        delattr(encoder, CHILD)
+
+
+def _widths(settings: ResidualAttention | None, layers: int) -> list[int]:
+    """How many layers' heads stand side by side in each."""
+    if settings is None:
+        return [1] * layers
+    return [len(settings.summed_layers(layer)) for layer in range(layers)]
 
 
 def _check(encoder: Module, calls: list[AttentionCall]) -> None:
