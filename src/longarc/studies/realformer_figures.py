@@ -150,7 +150,7 @@ def _lines(
             legend=alt.Legend(symbolType="stroke", columns=2 if width == NARROW else 0),
         ),
     )  # fmt: skip
-    axis = alt.Axis(tickCount=5, format=".0%" if percent else "~g", domain=False)
+    axis = alt.Axis(tickCount=5, format=".0%" if percent else "~g", domain=False, grid=not log)
     band = base.mark_area(opacity=0.15).encode(
         y=alt.Y("low:Q", title=y, scale=scale, axis=axis), y2="high:Q"
     )
@@ -194,14 +194,17 @@ def _gains(measured: Measured) -> StudyFigure:
             ),
         }  # fmt: skip
         chart = alt.Chart(data_of(rows)).encode(**shared)
-        title = "points"
+        title = "percentage points"
         zero = alt.Chart(data_of([{"at": 0}])).mark_rule(color=MUTED, strokeDash=[3, 3])
-        bars = chart.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+        axis = alt.Axis(tickCount=4 if width == NARROW else 8)
+        bars = chart.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q", title=title, axis=axis), x2="high:Q"
+        )
         dots = chart.mark_point(filled=True, size=70, opacity=1).encode(
-            x=alt.X("gain:Q", title=title)
+            x=alt.X("gain:Q", title=title, axis=axis)
         )
         return (zero.encode(x="at:Q") + bars + dots).properties(
-            width=width - (210 if width == NARROW else 230), height=alt.Step(26)
+            width=width - (170 if width == NARROW else 230), height=alt.Step(26)
         )
 
     return StudyFigure(

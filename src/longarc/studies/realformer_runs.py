@@ -169,7 +169,7 @@ def _tasks(size: Size, corpus: Corpus, tables: tuple[str | Path, str | Path] | N
     found = [("categories", read_licenses("category", include_rules=rules), None)]
     if tables is not None:
         train, test = (read_examples(table)[0] for table in tables)
-        found.append((Path(tables[0]).stem, train, test))
+        found.append((Path(tables[0]).stem.removesuffix("-train"), train, test))
     if rules:
         found.append(("licences", read_licenses("key"), None))
     return [
