@@ -95,7 +95,7 @@ def fine_tune(
         torch.manual_seed(seed)
         head = nn.Linear(encoder.config.hidden_size, task.classes)
     weights = [*encoder.base_model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01, fused=True)
     steps = epochs * -(-len(ids) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / steps, 1.0)

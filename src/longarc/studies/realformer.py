@@ -17,15 +17,15 @@ from longarc.training.progress import Reporter
 
 FULL = Size(
     Shape(layers=6, width=64, words=1000, length=64),
-    steps=1500,
+    steps=1300,
     batch=16,
     points=10,
     rates=(3e-4, 1e-3, 3e-3),
     seeds=3,
     held_out=300,
-    train=3000,
+    train=2000,
     test=1000,
-    epochs=5,
+    epochs=4,
     minilm=(128, 160, 80, 24),
 )
 QUICK = Size(

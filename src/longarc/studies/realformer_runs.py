@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from longarc.data.examples import read_examples
+from longarc.data.examples import Examples, read_examples
 from longarc.data.licenses import read_licenses
 from longarc.studies.attention_patterns import attention_weights, entropy, neighbours
 from longarc.studies.long_tailed_tuning import Task, fine_tune, make_task, steps_of
@@ -166,7 +166,8 @@ def _train(cell: Cell, size: Size, corpus: Corpus, advance: Callable[[], object]
 def _tasks(size: Size, corpus: Corpus, tables: tuple[str | Path, str | Path] | None) -> list[Task]:
     """Licence categories, the documents of the tables if there are any, and licence keys."""
     rules = size.texts is None
-    found = [("categories", read_licenses("category", include_rules=rules), None)]
+    categories = read_licenses("category", include_rules=rules)
+    found: list[tuple[str, Examples, Examples | None]] = [("categories", categories, None)]
     if tables is not None:
         train, test = (read_examples(table)[0] for table in tables)
         found.append((Path(tables[0]).stem.removesuffix("-train"), train, test))

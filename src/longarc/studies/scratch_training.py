@@ -65,7 +65,9 @@ def train_cell(
     """
     model = build_encoder(cell.architecture, shape, cell.seed, corpus.vectors)
     weights = list(model.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=cell.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        weights, lr=cell.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     rising = WARM_UP * steps if cell.warm_up else 1.0
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rising, (steps - step) / steps)
