@@ -21,7 +21,8 @@ from transformers import (
     RobertaPreLayerNormForMaskedLM,
 )
 
-import longarc
+from longarc.models.attention.residual_interface import set_residual_attention
+from longarc.models.rezero import set_rezero
 
 HEAD_WIDTH = 16
 
@@ -121,11 +122,11 @@ def _pre_ln(settings: dict[str, Any]) -> PreTrainedModel:
 
 
 def _realformer(settings: dict[str, Any]) -> PreTrainedModel:
-    return longarc.set_residual_attention(_post_ln(settings))
+    return set_residual_attention(_post_ln(settings))
 
 
 def _rezero(settings: dict[str, Any]) -> PreTrainedModel:
-    return longarc.set_rezero(_post_ln(settings))
+    return set_rezero(_post_ln(settings))
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
