@@ -17,7 +17,7 @@ from longarc.training.progress import Reporter
 
 FULL = Size(
     Shape(layers=6, width=64, words=1000, length=64),
-    steps=1300,
+    steps=1000,
     batch=16,
     points=10,
     rates=(3e-4, 1e-3, 3e-3),
