@@ -25,11 +25,16 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="fewer data and sizes, in at most a minute"
     )
+    parser.add_argument(
+        "--tables", type=as_typed, nargs=2, default=None,
+        help="two tables of texts and labels, to train on and to test with (realformer takes them)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))
     from pathlib import Path
 
     from longarc.cli.terminal import terminal
+    from longarc.training.progress import Reporter
 
     console = terminal(to_stderr=chosen.json)
     if chosen.name == "list":
@@ -44,7 +49,14 @@ def run(words: Sequence[str]) -> int:
             console.print(line, markup=False, soft_wrap=True)
         return 0
     out = chosen.out or str(Path("studies", chosen.name))
-    result = run_study(chosen.name, out, overwrite=chosen.overwrite, quick=chosen.quick)
+    result = run_study(
+        chosen.name,
+        out,
+        overwrite=chosen.overwrite,
+        quick=chosen.quick,
+        tables=None if chosen.tables is None else tuple(chosen.tables),
+        reporter=Reporter(console),
+    )
     page = str(Path(out).expanduser() / "study.html")
     if chosen.json:
         print(json.dumps(result.to_dict() | {"path": page}, ensure_ascii=False))

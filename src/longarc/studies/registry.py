@@ -11,6 +11,7 @@ from longarc.errors import OptionError, close_matches
 
 if TYPE_CHECKING:
     from longarc.studies.study import StudyResult
+    from longarc.training.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class StudyInfo:
     """What is known of a study without running it.
 
     ``path`` is ``module:function``, the function taking ``quick`` and returning a ``StudyResult``;
-    ``summary`` one line; ``seconds`` about how long it takes on two CPU cores.
+    ``summary`` one line; ``seconds`` about how long it takes on two CPU cores. ``takes`` are what
+    else the function takes of ``tables`` and ``reporter``.
     """
 
     path: str
     summary: str
     seconds: int
+    takes: tuple[str, ...] = ()
 
 
 STUDIES: dict[str, StudyInfo] = {
@@ -42,11 +45,23 @@ STUDIES: dict[str, StudyInfo] = {
         "512 positions stretched to 1,536 tokens: masked tokens restored before and after training",
         seconds=840,
     ),
+    "realformer": StudyInfo(
+        "longarc.studies.realformer:realformer",
+        "residual attention beside PostLN, PreLN and ReZero, from scratch and on many classes",
+        seconds=3000,
+        takes=("tables", "reporter"),
+    ),
 }
 
 
 def run_study(
-    name: str, out: str | Path | None = None, *, overwrite: bool = False, quick: bool = False
+    name: str,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    quick: bool = False,
+    tables: tuple[str | Path, str | Path] | None = None,
+    reporter: Reporter | None = None,
 ) -> StudyResult:
     """Run a study, write its folder and return what it found.
 
@@ -55,22 +70,32 @@ def run_study(
         out: folder to write; ``studies/NAME`` by default. The page is its ``study.html``.
         overwrite: whether to replace an earlier study there.
         quick: fewer data and sizes, in at most a minute: a look, whose findings are rougher.
+        tables: documents with labels to train on, and to test with; for studies that take them.
+        reporter: told of the progress by studies that last.
 
     Raises:
-        OptionError: an unknown name.
+        OptionError: an unknown name, or tables for a study that takes none.
         RunError: a folder that is taken; before anything is run.
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, performer, positions.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, performer, positions, realformer.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")
+    info = STUDIES[name]
+    if tables is not None and "tables" not in info.takes:
+        takers = [other for other, known in STUDIES.items() if "tables" in known.takes]
+        raise OptionError(
+            f"The study {name!r} takes no tables: leave them out. Known to: {', '.join(takers)}."
+        )
     from longarc.studies.study import refuse_existing, write_study
 
     folder = Path("studies", name) if out is None else Path(out).expanduser()
     refuse_existing(folder, overwrite=overwrite)
-    module, _, function = STUDIES[name].path.partition(":")
-    result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick)
+    module, _, function = info.path.partition(":")
+    given = {"tables": tables, "reporter": reporter}
+    further = {option: given[option] for option in info.takes}
+    result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick, **further)
     write_study(result, folder, overwrite=overwrite)
     return result
