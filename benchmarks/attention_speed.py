@@ -87,6 +87,7 @@ def main() -> None:
                     )
                 if not chosen.dry:
                     sizes = {"n": n, "width": d, "heads": HEADS, "batch": 1}
+                    sizes["threads"] = torch.get_num_threads()
                     append_row("attention-speed", **sizes, backward=backward, systems=figures)
 
 
