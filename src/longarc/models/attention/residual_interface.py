@@ -18,11 +18,8 @@ from longarc.models.attention.residual_state import (
     ResidualAttention,
     hand_down,
 )
-from longarc.models.record import note_change
+from longarc.models.record import note_change, recorded_changes
 from longarc.options import check_flag, check_whole
-
-PART = "residual_attention"
-"""The part of the record."""
 
 
 def set_residual_attention(
@@ -97,9 +94,10 @@ def set_residual_attention(
         if hand_down not in encoder._forward_pre_hooks.values():
             encoder.register_forward_pre_hook(hand_down, with_kwargs=True)
     implement(model)
-    note_change(model, PART, {"gate": gate, "mean": mean, "last": last} if on else None)
-    if _widths(old, len(calls)) != _widths(new, len(calls)):
-        repeat_attention(model)
+    note_change(model, CHILD, {"gate": gate, "mean": mean, "last": last} if on else None)
+    attention = recorded_changes(encoder.config).get("attention")
+    if attention and _widths(old, len(calls)) != _widths(new, len(calls)):
+        repeat_attention(model, attention)
     return model
 
 
