@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import BertModel
 
 import longarc
+from longarc.data.labels import LabelSpace
 from longarc.errors import OptionError
+from longarc.models.loading import load_tokenizer
+from longarc.training.config import TrainConfig
+from longarc.training.starting_model import starting_model
 
 TABLE = {
     "text": [f"the {s} {w}" for s in ("pump", "valve", "oil", "motor") for w in
@@ -41,6 +46,19 @@ def test_gates_are_trained_and_saved(encoder_folder, tmp_path):
     probabilities = run.predict_proba(TABLE["text"][:3])
     again = longarc.open_run(run.path).predict_proba(TABLE["text"][:3])
     np.testing.assert_allclose(again, probabilities, atol=1e-6)
+
+
+def test_a_model_that_sums_goes_on_as_it_began(encoder_folder):
+    encoder = BertModel.from_pretrained(encoder_folder)
+    longarc.set_residual_attention(encoder, last=2).save_pretrained(encoder_folder)
+    config = TrainConfig(
+        data="", out="", model=str(encoder_folder), residual_attention="gated", max_length=16
+    )
+    space = LabelSpace.from_labels(TABLE["label"])
+    model = starting_model(config, space, load_tokenizer(str(encoder_folder)))
+    assert model.base_model.config.longarc["residual_attention"] == {
+        "gate": True, "mean": False, "last": 2
+    }  # fmt: skip
 
 
 def test_gates_that_stay_shut_are_refused(tmp_path):

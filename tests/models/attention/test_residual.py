@@ -14,7 +14,14 @@ from longarc.models.attention.residual_reference import residual_attention_refer
 from longarc.models.attention.residual_state import ResidualAttention
 
 LAYERS, HEADS, WIDTH = 4, 2, 8
-OPTIONS = [{}, {"gate": True}, {"mean": True}, {"last": 2}, {"gate": True, "last": 3}, {"last": 1}]
+OPTIONS = [
+    {},
+    {"gate": True},
+    {"mean": True},
+    {"last": 2},
+    {"gate": True, "last": 3},
+    {"mean": True, "last": 2},
+]
 
 
 def wide(queries, keys, value, *, factors, mask, scale):

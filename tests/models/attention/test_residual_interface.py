@@ -379,7 +379,7 @@ def test_gates_are_trained(document):
 
 def test_refusals(document):
     model = build()
-    for wrong in ({"last": 0}, {"gate": 1}, {"gate": True, "mean": True}):
+    for wrong in ({"last": 1}, {"gate": 1}, {"gate": True, "mean": True}):
         with pytest.raises(OptionError):
             set_residual_attention(model, **wrong)
     assert not hasattr(model, "residual_attention")

@@ -48,8 +48,8 @@ def set_residual_attention(
             start. Saved with the weights as ``residual_attention.gates``.
         mean: whether A_n is divided by the number of layers in it, so that scores stay as large as
             one layer's.
-        last: add up the last so many layers, the own one among them; all by default. Layer n costs
-            as much as one whose heads are min(n, last) times as wide.
+        last: add up the last so many layers, two or more, the own one among them; all by default.
+            Layer n costs as much as one whose heads are min(n, last) times as wide.
         on: False takes residual attention out again.
 
     Returns:
@@ -74,7 +74,7 @@ def set_residual_attention(
     check_flag("mean", mean)
     check_flag("on", on)
     if last is not None:
-        check_whole("last", last, at_least=1)
+        check_whole("last", last, at_least=2)
     if gate and mean:
         raise OptionError("gate and mean both say what earlier scores count. Choose one of them.")
     encoder: Any = model.base_model
