@@ -57,10 +57,11 @@ def test_every_number_gets_a_gradient_and_moves():
     before = (model(IDS).last_hidden_state @ pull).mean()
     before.backward()
     optimizer.step()
-    for name, parameter in model.named_parameters():
-        if "rezero" in name:
-            assert parameter.grad.abs() > 0
-            assert parameter.abs() > 1e-3
+    alphas = [parameter for name, parameter in model.named_parameters() if "rezero" in name]
+    assert len(alphas) == 4
+    for alpha in alphas:
+        assert alpha.grad.abs() > 0
+        assert alpha.abs() > 1e-3
 
 
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForMaskedLM])

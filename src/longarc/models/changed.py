@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from longarc.errors import ModelError
 from longarc.models.attention.attending import CHILD as KERNEL
-from longarc.models.attention.interface import set_attention
+from longarc.models.attention.interface import repeat_attention
 from longarc.models.attention.residual_interface import set_residual_attention
 from longarc.models.attention.residual_state import CHILD as RESIDUAL
 from longarc.models.loading import refuse_missing
@@ -66,7 +66,7 @@ def open_changed(source: str, settings: dict[str, Any]) -> PreTrainedModel:
             source, config=config, dtype=torch.float32, use_safetensors=True,
             output_loading_info=True,
         )  # fmt: skip
-    if "rezero" in record:  # first: it was saved without normalisations
+    if REZERO in record:  # first: it was saved without normalisations
         set_rezero(model)
     missing = set(found["missing_keys"]).intersection(model.state_dict())
     refuse_missing(source, missing)
@@ -75,16 +75,10 @@ def open_changed(source: str, settings: dict[str, Any]) -> PreTrainedModel:
     model.name_or_path = source
     if positions:
         restore_positions(model, positions)
-    if residual := record.get("residual_attention"):
+    if residual := record.get(RESIDUAL):
         set_residual_attention(model, **residual)
     if attention := record.get("attention"):
-        set_attention(
-            model,
-            attention["name"],
-            layers=attention.get("layers"),
-            seed=attention["seed"],
-            **attention["options"],
-        )
+        repeat_attention(model, attention)
     _load_learnt(model, source)
     return model
 

@@ -122,7 +122,7 @@ def load_classifier(
         if settings := changed_settings(source):
             if pooling == "cls":
                 raise ModelError(
-                    f"{source} has another attention or stretched positions: it takes a new head "
+                    f"{source} was changed by longarc (see its config.json): it takes a new head "
                     "on the mean of the tokens only. Use --pooling mean."
                 )
             opened = open_changed(source, settings)

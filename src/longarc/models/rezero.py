@@ -17,9 +17,7 @@ from longarc.errors import ModelError
 from longarc.models.record import note_change
 
 CHILD = "rezero"
-
-PART = "rezero"
-"""The part of the record."""
+"""A block's child that holds α, and the part of the record."""
 
 
 class Rezero(nn.Module):
@@ -81,7 +79,7 @@ def set_rezero(model: PreTrainedModel) -> PreTrainedModel:
         scaled[CHILD] = Rezero().to(model.device)
         block.dropout = nn.Sequential(scaled).train(block.training)
         block.LayerNorm = nn.Identity()
-    note_change(model, PART, {})
+    note_change(model, CHILD, {})
     return model
 
 

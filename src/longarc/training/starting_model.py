@@ -54,7 +54,9 @@ def starting_model(
     if config.attention is not None:
         set_attention(model, config.attention, seed=config.seed, **(config.attention_options or {}))
     if config.residual_attention != "none":
-        set_residual_attention(model, gate=config.residual_attention == "gated")
+        before = recorded_changes(model.config).get("residual_attention", {})
+        gate = config.residual_attention == "gated"
+        set_residual_attention(model, **{**before, "gate": gate})  # it sums as it began
     return model
 
 

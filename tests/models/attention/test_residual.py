@@ -14,7 +14,14 @@ from longarc.models.attention.residual_reference import residual_attention_refer
 from longarc.models.attention.residual_state import ResidualAttention
 
 LAYERS, HEADS, WIDTH = 4, 2, 8
-OPTIONS = [{}, {"gate": True}, {"mean": True}, {"last": 2}, {"gate": True, "last": 3}, {"last": 1}]
+OPTIONS = [
+    {},
+    {"gate": True},
+    {"mean": True},
+    {"last": 2},
+    {"gate": True, "last": 3},
+    {"mean": True, "last": 2},
+]
 
 
 def wide(queries, keys, value, *, factors, mask, scale):
@@ -90,8 +97,7 @@ def test_outputs_and_all_gradients_are_the_textbooks(
         torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
 
 
-def test_the_usual_tiles_and_types(small_tiles, monkeypatch):
-    monkeypatch.undo()
+def test_the_usual_tiles_and_types():
     queries, keys, values = stack(450, torch.float32, b=1)
     want = residual_attention_reference(queries, keys, values)[-1]
     torch.testing.assert_close(residual_attention(queries, keys, values[-1]), want)
@@ -108,6 +114,7 @@ def test_what_stands_in_padding_does_not_matter(small_tiles):
     mask = masks(n)
     mask[0] = False  # a document without tokens
     clean = residual_attention(queries, keys, values[-1], mask=mask)
+    assert not clean.masked_fill(mask[:, None, :, None], 0).any()
     clean_gradients = torch.autograd.grad(clean.square().sum(), [*queries, *keys, values[-1]])
     hidden = ~mask[:, None, :, None]
     q, k, v = (
@@ -116,16 +123,19 @@ def test_what_stands_in_padding_does_not_matter(small_tiles):
     )
     out = residual_attention(q, k, v[-1], mask=mask)
     assert torch.equal(out, clean)
-    assert not out[0].any()
     for one, two in zip(
         torch.autograd.grad(out.square().sum(), [*q, *k, v[-1]]), clean_gradients, strict=True
     ):
         assert torch.equal(one, two)
 
 
-def test_no_matrix_of_all_pairs_is_made():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_layers", [1, LAYERS])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_no_matrix_of_all_pairs_is_made(dtype, n_layers, dropout):
     n = 1024
-    queries, keys, values = stack(n, torch.float32, b=1)
+    queries, keys, values = stack(n, dtype, b=1)
+    queries, keys = queries[:n_layers], keys[:n_layers]
 
     class Largest(TorchDispatchMode):
         seen = 0
@@ -138,10 +148,10 @@ def test_no_matrix_of_all_pairs_is_made():
             return out
 
     with Largest() as largest:
-        residual_attention(queries, keys, values[-1], dropout=0.1).sum().backward()
+        residual_attention(queries, keys, values[-1], dropout=dropout).sum().backward()
     assert 0 < largest.seen < n * n / 8
     with Largest() as largest:
-        residual_attention_reference(queries, keys, values)
+        residual_attention_reference(queries[:1], keys[:1], values[:1])
     assert largest.seen == HEADS * n * n
 
 
@@ -171,9 +181,50 @@ def test_dropout_drops_weights_and_its_gradient_is_of_what_was_kept(small_tiles)
         torch.testing.assert_close(one, two)
 
 
+def test_more_threads_for_the_gradients_drop_the_same_weights(small_tiles, monkeypatch):
+    queries, keys, values = stack(23, torch.float64)
+    leaves = [*queries, *keys, values[-1]]
+    found = []
+    for later in (1, 3):
+        monkeypatch.setattr(residual_blocked, "_CACHED", 35)
+        torch.manual_seed(1)
+        out = blocked_attention(queries, keys, values[-1], scale=0.4, dropout=0.3)
+        monkeypatch.setattr(residual_blocked, "_CACHED", 35 * later)  # as with so many threads
+        found.append(torch.autograd.grad(out.square().sum(), leaves))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("n", [0, 1])
+def test_documents_of_no_token_and_of_one(dtype, padded, n):
+    queries, keys, values = stack(n, dtype)
+    mask = torch.ones(3, n, dtype=torch.bool) if padded else None
+    out = residual_attention(queries, keys, values[-1], mask=mask)
+    assert torch.equal(out, values[-1])
+    out.sum().backward()
+    assert torch.equal(values[-1].grad, torch.ones_like(out))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_layers", [1, LAYERS])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_document_of_padding_gives_zeros_and_pulls_nothing(dtype, n_layers, dropout):
+    queries, keys, values = stack(9, dtype)
+    queries, keys = queries[:n_layers], keys[:n_layers]
+    mask = masks(9)
+    mask[1] = False
+    out = residual_attention(queries, keys, values[0], mask=mask, dropout=dropout)
+    assert not out[1].any()
+    for gradient in torch.autograd.grad(out.sum(), [*queries, *keys, values[0]]):
+        assert gradient.isfinite().all()
+        assert not gradient[1].any()
+
+
 def test_performer_estimates_the_sum():
     """Exponents add up: a kernel as wide as the layers together estimates e^{A_n}."""
-    queries, keys, values = stack(30, torch.float64, b=1)
+    queries, keys, values = stack(12, torch.float64, b=1)
     q, k = concatenate([x.detach() / 4 for x in queries], [x.detach() / 4 for x in keys])
     exact = residual_attention(
         [x / 4 for x in queries], [x / 4 for x in keys], values[-1], scale=WIDTH**-0.5

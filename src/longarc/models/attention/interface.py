@@ -17,7 +17,7 @@ from longarc.models.attention.attending import CHILD, IMPLEMENTATION
 from longarc.models.attention.finding import AttentionCall, attention_calls
 from longarc.models.attention.registry import EXACT, build_kernel, check_attention_options
 from longarc.models.attention.residual_state import CHILD as RESIDUAL
-from longarc.models.record import note_change, recorded_changes
+from longarc.models.record import note_change
 
 
 def set_attention(
@@ -94,17 +94,11 @@ def set_attention(
     return model
 
 
-def repeat_attention(model: PreTrainedModel) -> None:
-    """Set the attention that the record asks for again, new kernels and all, if it asks for any."""
-    config: Any = model.base_model.config
-    if attention := recorded_changes(config).get("attention"):
-        set_attention(
-            model,
-            attention["name"],
-            layers=attention.get("layers"),
-            seed=attention["seed"],
-            **attention["options"],
-        )
+def repeat_attention(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
+    """Make new kernels as the record's part ``attention`` says."""
+    settings = dict(recorded)
+    options = settings.pop("options")
+    set_attention(model, **settings, **options)
 
 
 def attention_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -40,7 +40,7 @@ def residual_attention(
         value: (b, h, n, dv), of this layer alone.
         factors: c, (layers,), what each layer's scores count; 1 by default.
         mask: (b, n), true at the tokens that can be attended to; None for all. A document without
-            any gives zeros.
+            any gives zeros. Other rows of padding may hold anything in the result.
         scale: s; d^−½ by default, of one layer's width.
         dropout: probability that a weight is dropped, after the softmax.
 
@@ -58,8 +58,9 @@ def residual_attention(
     """
     s = queries[-1].shape[-1] ** -0.5 if scale is None else scale
     wide = len(queries) > 1 or factors is not None
-    on_cpu = value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
-    if on_cpu and (wide or dropout) and not torch.compiler.is_compiling():
+    # The CPU's fused kernel takes half precision well, but for dropout would store the matrix.
+    tiles = dropout > 0 or (wide and value.dtype in (torch.float32, torch.float64))
+    if tiles and value.device.type == "cpu" and not torch.compiler.is_compiling():
         return blocked_attention(
             queries, keys, value, factors=factors, mask=mask, scale=s, dropout=dropout
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,43 +47,56 @@ def blocked_attention(
     """
     # Drawn from the global generator, so that an activation checkpoint draws the same again.
     seed = int(torch.randint(2**62, (1,))) if dropout else 0
-    settings = (len(queries), scale, dropout, seed)
+    # Kept for the gradients, which would drop other weights if more threads made larger tiles.
+    elements = _CACHED * torch.get_num_threads()
+    settings = _Settings(len(queries), scale, dropout, seed, elements)
     return _Blocked.apply(settings, mask, factors, value, *queries, *keys)  # pyright: ignore[reportReturnType]
 
 
+class _Settings(NamedTuple):
+    """What is the same in a pass and in that of its gradients."""
+
+    layers: int
+    scale: float
+    dropout: float
+    seed: int
+    elements: int
+    """Of a tile, at most."""
+
+
 class _Blocked(torch.autograd.Function):
-    """out = P V with P = exp(A − row); of its gradient G, V gets Pᵀ G and A P ∘ (G Vᵀ − G·out)."""
+    """out = P V, P = softmax(A); of its gradient G, V gets Pᵀ G and A P ∘ (G Vᵀ − G·out)."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        settings: tuple[int, float, float, int],
+        settings: _Settings,
         mask: Tensor | None,
         factors: Tensor | None,
         value: Tensor,
-        *both: Tensor,
+        *queries_keys: Tensor,
     ) -> Tensor:
-        call = _Call(settings, mask, factors, value, both)
+        call = _Call(settings, mask, factors, value, queries_keys)
         out = torch.zeros_like(value)
-        row = value.new_zeros(*value.shape[:3], 1, dtype=call.kind)
+        log_sums = value.new_zeros(*value.shape[:3], 1, dtype=call.kind)
         with torch.autocast(value.device.type, enabled=False):
             for part in call.parts():
-                _attend(call, part, out, row)
+                _attend(call, part, out, log_sums)
         ctx.settings = settings
-        ctx.save_for_backward(mask, factors, value, out, row, *both)
+        ctx.save_for_backward(mask, factors, value, out, log_sums, *queries_keys)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        mask, factors, value, out, row, *both = ctx.saved_tensors
-        call = _Call(ctx.settings, mask, factors, value, both)
-        grads = [torch.zeros_like(x) for x in (value, *both)]
-        counts = row.new_zeros(call.layers)
+        mask, factors, value, out, log_sums, *queries_keys = ctx.saved_tensors
+        call = _Call(ctx.settings, mask, factors, value, queries_keys)
+        grads = [torch.zeros_like(x) for x in (value, *queries_keys)]
+        factor_grads = log_sums.new_zeros(ctx.settings.layers)
         with torch.autocast(value.device.type, enabled=False):
             for part in call.parts():
-                _pull(call, part, gradients[0], out, row, grads, counts)
-        return None, None, None if factors is None else counts.to(factors.dtype), *grads
+                _attend_backward(call, part, gradients[0], out, log_sums, grads, factor_grads)
+        return None, None, None if factors is None else factor_grads.to(factors.dtype), *grads
 
 
 class _Call:
@@ -91,45 +104,46 @@ class _Call:
 
     def __init__(
         self,
-        settings: tuple[int, float, float, int],
+        settings: _Settings,
         mask: Tensor | None,
         factors: Tensor | None,
         value: Tensor,
-        both: Sequence[Tensor],
+        queries_keys: Sequence[Tensor],
     ) -> None:
-        self.layers, self.scale, self._dropout, seed = settings
-        self.queries, self.keys, self.value = both[: self.layers], both[self.layers :], value
-        counts = [1.0] * self.layers if factors is None else factors.tolist()
-        self.weights = [self.scale * LOG2E * c for c in counts]
-        types = {x.dtype for x in (value, *both)}
+        self.settings = settings
+        layers = settings.layers
+        self.queries, self.keys, self.value = queries_keys[:layers], queries_keys[layers:], value
+        counted = [1.0] * layers if factors is None else factors.tolist()
+        self.weights = [settings.scale * LOG2E * c for c in counted]
+        types = {x.dtype for x in (value, *queries_keys)}
         self.kind = torch.float64 if torch.float64 in types else torch.float32
         self._mask = mask
-        self._draws = torch.Generator().manual_seed(seed)
+        self._draws = torch.Generator().manual_seed(settings.seed)
 
     def keep(self, like: Tensor) -> Tensor | None:
         """1/(1 − p) at the weights that are kept and 0 elsewhere; None where all are."""
-        if not self._dropout:
+        share = 1 - self.settings.dropout
+        if share == 1:
             return None
-        kept = torch.empty_like(like).bernoulli_(1 - self._dropout, generator=self._draws)
-        return kept.div_(1 - self._dropout)
+        return torch.empty_like(like).bernoulli_(share, generator=self._draws).div_(share)
 
     def parts(self) -> Iterator[_Part]:
         """Everything there is to attend to, in parts whose tiles fit the cache."""
         batch, heads, tokens = self.value.shape[:3]
-        budget = _CACHED * torch.get_num_threads()
+        elements = self.settings.elements
         for document in range(batch):
             first, last, hidden = 0, tokens, None
             if self._mask is not None:
                 seen = self._mask[document].bool()
                 real = seen.nonzero()
-                if not len(real):
-                    continue
-                first, last = int(real[0]), int(real[-1]) + 1
+                first, last = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
                 if len(real) < last - first:
                     hidden = ~seen[None, first:last, None]
+            if first == last:
+                continue
             keys = min(last - first, _KEYS)
-            queries = min(last - first, max(1, budget // keys))
-            group = max(1, budget // (queries * keys))
+            queries = min(last - first, max(1, elements // keys))
+            group = max(1, elements // (queries * keys))
             for start in range(0, heads, group):
                 chosen = slice(start, min(start + group, heads))
                 where = (document, chosen, slice(first, last))
@@ -144,7 +158,7 @@ class _Part:
     hidden: Tensor | None
     """(1, tokens, 1), true at padding between the tokens; None without any."""
     kind: torch.dtype
-    many: tuple[int, int]
+    tile_sizes: tuple[int, int]
     """Queries and keys of a tile."""
 
     def of(self, x: Tensor) -> Tensor:
@@ -167,11 +181,11 @@ class _Part:
 
     def query_tiles(self) -> Iterator[slice]:
         """Ranges of the tokens."""
-        return _tiles(self.where[2].stop - self.where[2].start, self.many[0])
+        return _tiles(self.where[2].stop - self.where[2].start, self.tile_sizes[0])
 
     def key_tiles(self) -> Iterator[slice]:
         """Ranges of the tokens."""
-        return _tiles(self.where[2].stop - self.where[2].start, self.many[1])
+        return _tiles(self.where[2].stop - self.where[2].start, self.tile_sizes[1])
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:
@@ -181,7 +195,7 @@ def _tiles(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def _attend(call: _Call, part: _Part, out: Tensor, row: Tensor) -> None:
+def _attend(call: _Call, part: _Part, out: Tensor, log_sums: Tensor) -> None:
     """Write the result, and the logarithms (base 2) of the rows' sums."""
     key, v = part.wide(call.keys), part.rows(call.value)
     for some in part.query_tiles():
@@ -200,27 +214,33 @@ def _attend(call: _Call, part: _Part, out: Tensor, row: Tensor) -> None:
                 e *= keep
             mean.mul_(shrink).baddbmm_(e, v[:, tile])
             top = best
-        part.of(out)[:, some] = mean.div_(total)
-        part.of(row)[:, some] = top.add_(total.log2_())
+        mean.div_(total)
+        if part.hidden is not None:
+            mean.masked_fill_(part.hidden[:, some], 0)
+        part.of(out)[:, some] = mean
+        part.of(log_sums)[:, some] = top.add_(total.log2_())
 
 
-def _pull(
+def _attend_backward(
     call: _Call,
     part: _Part,
     gradient: Tensor,
     out: Tensor,
-    row: Tensor,
+    log_sums: Tensor,
     grads: Sequence[Tensor],
-    counts: Tensor,
+    factor_grads: Tensor,
 ) -> None:
-    """Write the gradients of the value, the queries and the keys, and add those of the factors."""
+    """Write the gradients of the value, the queries and the keys, and add those of the factors.
+
+    Parts and tiles come in the forward pass's order: so the same weights are dropped.
+    """
     width = call.queries[0].shape[-1]
     key, v = part.wide(call.keys), part.rows(call.value)
     key_grad, value_grad = torch.zeros_like(key), torch.zeros_like(v)
     for some in part.query_tiles():
         query, g = part.wide(call.queries, some, call.weights), part.rows(gradient, some)
         along = (g * part.rows(out, some)).sum(dim=2, keepdim=True)
-        query_grad, mass = torch.zeros_like(query), part.of(row)[:, some]
+        query_grad, mass = torch.zeros_like(query), part.of(log_sums)[:, some]
         for tile in part.key_tiles():
             p = torch.bmm(query, key[:, tile].mT)
             if part.hidden is not None:
@@ -236,8 +256,9 @@ def _pull(
             query_grad.baddbmm_(s, key[:, tile])
             key_grad[:, tile].baddbmm_(s.mT, query)
         for i, layer in enumerate(query_grad.split(width, dim=-1)):
-            counts[i] += call.scale * (layer * part.rows(call.queries[i], some)).sum()
+            own = part.rows(call.queries[i], some)
+            factor_grads[i] += call.settings.scale * (layer * own).sum()
             part.of(grads[1 + i])[:, some] = layer.mul_(call.weights[i] / LOG2E)
     part.of(grads[0]).copy_(value_grad)
     for i, layer in enumerate(key_grad.split(width, dim=-1)):
-        part.of(grads[1 + call.layers + i]).copy_(layer.div_(LOG2E))
+        part.of(grads[1 + call.settings.layers + i]).copy_(layer.div_(LOG2E))

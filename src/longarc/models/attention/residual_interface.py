@@ -18,11 +18,8 @@ from longarc.models.attention.residual_state import (
     ResidualAttention,
     hand_down,
 )
-from longarc.models.record import note_change
+from longarc.models.record import note_change, recorded_changes
 from longarc.options import check_flag, check_whole
-
-PART = "residual_attention"
-"""The part of the record."""
 
 
 def set_residual_attention(
@@ -51,8 +48,8 @@ def set_residual_attention(
             start. Saved with the weights as ``residual_attention.gates``.
         mean: whether A_n is divided by the number of layers in it, so that scores stay as large as
             one layer's.
-        last: add up the last so many layers, the own one among them; all by default. Layer n costs
-            as much as one whose heads are min(n, last) times as wide.
+        last: add up the last so many layers, two or more, the own one among them; all by default.
+            Layer n costs as much as one whose heads are min(n, last) times as wide.
         on: False takes residual attention out again.
 
     Returns:
@@ -77,7 +74,7 @@ def set_residual_attention(
     check_flag("mean", mean)
     check_flag("on", on)
     if last is not None:
-        check_whole("last", last, at_least=1)
+        check_whole("last", last, at_least=2)
     if gate and mean:
         raise OptionError("gate and mean both say what earlier scores count. Choose one of them.")
     encoder: Any = model.base_model
@@ -97,9 +94,10 @@ def set_residual_attention(
         if hand_down not in encoder._forward_pre_hooks.values():
             encoder.register_forward_pre_hook(hand_down, with_kwargs=True)
     implement(model)
-    note_change(model, PART, {"gate": gate, "mean": mean, "last": last} if on else None)
-    if _widths(old, len(calls)) != _widths(new, len(calls)):
-        repeat_attention(model)
+    note_change(model, CHILD, {"gate": gate, "mean": mean, "last": last} if on else None)
+    attention = recorded_changes(encoder.config).get("attention")
+    if attention and _widths(old, len(calls)) != _widths(new, len(calls)):
+        repeat_attention(model, attention)
     return model
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longarc.errors import ModelError
 
 CHILD = "residual_attention"
-"""The encoder's child that says how scores add up."""
+"""The encoder's child that says how scores add up, and the part of the record."""
 
 HANDED = "longarc_residual"
 """The keyword argument."""
