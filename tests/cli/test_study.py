@@ -60,6 +60,14 @@ def test_a_claim_that_does_not_hold_is_a_finding(longarc, flat):
     assert (flat / "studies/flat-earth/study.html").is_file()
 
 
+def test_a_quick_run_says_what_it_is_worth(longarc, flat):
+    for words in ((), ("--quick", "--overwrite")):
+        status, out, _ = longarc("study", "flat-earth", *words)
+        page = (flat / "studies/flat-earth/study.html").read_text(encoding="utf-8")
+        assert status == 0
+        assert ("say nothing" in out) == ("say nothing" in page) == bool(words)
+
+
 def test_json_and_out(longarc, flat):
     status, out, _ = longarc("study", "flat-earth", "--out", flat / "here", "--json")
     assert status == 0

@@ -186,6 +186,19 @@ def test_half_precision_is_close(name):
 
 
 @every_kernel
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_finite_when_little_or_nothing_is_far(name, kind):
+    kernel = build(name)
+    for n in (150, 200):  # blocks of 64 tokens: nothing is outside three of them
+        tensors = [10 * t for t in document(n, dtype=kind)]
+        mask = torch.ones(2, n, dtype=torch.bool)
+        mask[1, 70:] = False
+        out, found = gradients(kernel, tensors, mask, torch.ones_like(tensors[2]))
+        for tensor in (out, *found):
+            assert tensor.isfinite().all()
+
+
+@every_kernel
 def test_the_seed_decides(name):
     tensors = document(200)
     one, two = (build(name, seed=5)(*tensors) for _ in range(2))

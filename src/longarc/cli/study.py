@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
-from longarc.studies.registry import STUDIES, run_study
+from longarc.studies.registry import QUICKLY, STUDIES, run_study
 
 
 def run(words: Sequence[str]) -> int:
@@ -64,5 +64,7 @@ def run(words: Sequence[str]) -> int:
     from longarc.studies.terminal import print_study
 
     print_study(result, console)
+    if chosen.quick:
+        console.print(QUICKLY, markup=False, soft_wrap=True)
     console.print(f"page     {page}", markup=False, soft_wrap=True)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ STUDIES: dict[str, StudyInfo] = {
     ),
 }
 
+QUICKLY = "This was a quick run: it shows that the study works, and its numbers say nothing."
+
 
 def run_study(
     name: str,
@@ -97,5 +100,7 @@ def run_study(
     given = {"tables": tables, "reporter": reporter}
     further = {option: given[option] for option in info.takes}
     result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick, **further)
+    if quick:
+        result = dataclasses.replace(result, text=(*result.text, QUICKLY))
     write_study(result, folder, overwrite=overwrite)
     return result

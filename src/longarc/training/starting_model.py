@@ -84,4 +84,5 @@ def fit_attention(model: PreTrainedModel, prepared: Prepared, reporter: Reporter
     )
     if is_main_process():
         write_json(RunFolder(config.run).attention_file, report.to_dict())
-    reporter.say(str(report))
+    for line in str(report).splitlines():
+        reporter.say(line)

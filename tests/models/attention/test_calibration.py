@@ -68,6 +68,10 @@ def test_what_cannot_be_calibrated_is_refused(make_encoder) -> None:
     model = make_encoder("bert")
     with pytest.raises(DataError, match="found 1"):
         calibrate_attention(model, ["one text"])
+    with pytest.raises(DataError, match="one string"):
+        calibrate_attention(model, "one text")
+    with pytest.raises(DataError, match="None among them"):
+        calibrate_attention(model, ["a", None])
     for option in ({"minutes": -1.0}, {"batch_size": 0}, {"max_length": 0}, {"steps": -1}):
         with pytest.raises(OptionError, match=next(iter(option))):
             calibrate_attention(model, ["a", "b"], **option)
@@ -89,6 +93,7 @@ def test_short_texts_leave_nothing_to_learn_and_no_error(minilm):
 
     set_attention(minilm, "learned")
     report = calibrate_attention(
-        minilm, ["a short text"] * 6, tokenizer=load_tokenizer("minilm"), steps=2, progress=False
-    )
+        minilm, ["a short text"] * 6, tokenizer=load_tokenizer("minilm"), steps=2, progress=False,
+        max_length=5000,
+    )  # fmt: skip
     assert report.before == report.after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -132,6 +133,41 @@ def test_unknown_names_and_options(make_encoder):
     with pytest.raises(OptionError, match="num_features"):
         set_attention(model, "performer", num_features=-3)
     assert not attention_layers(model)
+
+
+def test_what_is_no_model_no_seed_and_no_layers(make_encoder):
+    model = make_encoder("bert")
+    with pytest.raises(ModelError, match="found str"):
+        set_attention("minilm", "performer")
+    for seed in (-1, "a", True):
+        with pytest.raises(OptionError, match=f"seed.*{seed!r}"):
+            set_attention(model, "performer", seed=seed)
+    for layers in (1, "1", [True]):
+        with pytest.raises(OptionError, match="layers is"):
+            set_attention(model, "performer", layers=layers)
+    assert not attention_layers(model)
+
+
+@pytest.mark.parametrize("name", ["performer", "local-clustered"])
+def test_masks_of_another_length_are_refused(make_encoder, name):
+    model = set_attention(make_encoder("bert"), name)
+    ids = torch.full((2, 20), 7)
+    short = torch.ones(2, 19)
+    short[0, 10:] = 0
+    for mask in (short, short[0]):
+        with pytest.raises(ModelError, match="attention mask has shape"):
+            model(input_ids=ids, attention_mask=mask)
+
+
+def test_weights_that_do_not_exist_are_not_passed_over_in_silence(make_encoder, document, caplog):
+    model = set_attention(make_encoder("bert"), "performer")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        model(**document, output_attentions=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "output_attentions=True gives nothing" in caplog.text
 
 
 def test_masks_for_pairs_of_tokens_are_refused(make_encoder):

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import logging
 
 from longarc.errors import ModelError
 from longarc.models.attention.residual import concatenate, residual_attention
 from longarc.models.attention.residual_state import HANDED, Summed, refuse_without_state
+
+_logger = logging.get_logger(__name__)
 
 IMPLEMENTATION = "longarc"
 
@@ -37,6 +40,13 @@ def attend(
 ) -> tuple[Tensor, None]:
     """The attention function: (b, h, n, d) in, (b, n, h, dv) out, and no weights to show."""
     refuse_pairs(attention_mask)
+    _check_mask(attention_mask, key)
+    if more.get("output_attentions"):
+        _logger.warning_once(
+            "output_attentions=True gives nothing here: longarc's attention has no matrix of "
+            "weights. For weights: longarc.set_attention(model, 'exact'), then "
+            "model.set_attn_implementation('eager')."
+        )
     if key.shape[1] != query.shape[1]:  # grouped queries
         groups = query.shape[1] // key.shape[1]
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
@@ -71,6 +81,16 @@ def refuse_pairs(mask: Tensor | None) -> None:
         )
 
 
+def _check_mask(mask: Tensor | None, key: Tensor) -> None:
+    """Raise ModelError unless a mask (b, n) has a value for each token of the keys (b, h, n, d)."""
+    expected = (key.shape[0], key.shape[2])
+    if mask is not None and mask.shape != expected:
+        raise ModelError(
+            f"the attention mask has shape {tuple(mask.shape)}: expected {expected}, one value a "
+            "token."
+        )
+
+
 def _exact(
     query: Tensor,
     key: Tensor,
@@ -96,8 +116,8 @@ def padding_mask(
     *_args: Any, kv_length: int = 0, attention_mask: Tensor | None = None, **_more: Any
 ) -> Tensor | None:
     """The mask (b, n) as it is, true at the tokens that count; None where all do."""
-    if attention_mask is None:
-        return None
+    if attention_mask is None or attention_mask.ndim != 2:
+        return attention_mask  # another shape is refused where the layer gets it
     mask = attention_mask[:, -kv_length:].bool()
     looks = mask.device.type == "cpu" and not torch.compiler.is_compiling()
     return None if looks and bool(mask.all()) else mask

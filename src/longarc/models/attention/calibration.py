@@ -19,6 +19,7 @@ from longarc.errors import DataError, ModelError
 from longarc.models.attention.interface import attention_layers, set_attention
 from longarc.models.attention.kernel import AttentionKernel
 from longarc.models.attention.window import attend_all, zero_padding
+from longarc.models.position_tables import find_table
 from longarc.options import check_number, check_whole
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def calibrate_attention(
         texts: unlabelled, of the kind and length that the model is for: 50 or more.
         tokenizer: the model's own by default, from where it was loaded.
         minutes: of training, on any machine; measuring comes on top.
-        max_length: longer texts are cut. The length that the model will be used at is best: what
-            is right for clusters of 512 tokens is nearly, not quite, what is right for 2,048.
+        max_length: longer texts are cut, and those longer than the model reads anyway. The length
+            that the model will be used at is best: what is right for clusters of 512 tokens is
+            nearly, not quite, what is right for 2,048.
         batch_size: texts a step.
         learning_rate: of Adam at the start; falls to 0 over the time. High, since a head has only a
             few numbers to learn.
@@ -114,7 +116,7 @@ def calibrate_attention(
         The errors of each layer's heads and the cosine of the embeddings, before and after.
 
     Raises:
-        DataError: fewer than two texts.
+        DataError: fewer than two texts, or something that is no text.
         OptionError: a number out of range.
         ModelError: kernels that have nothing to learn.
 
@@ -127,7 +129,11 @@ def calibrate_attention(
     check_whole("batch_size", batch_size, at_least=1)
     if steps is not None:
         check_whole("steps", steps)
+    if isinstance(texts, str):
+        raise DataError("texts is one string: expected a list of texts.")
     texts = list(texts)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise DataError(f"texts has {wrong[0]!r} among them: expected strings.")
     if len(texts) < 2:
         raise DataError(
             f"Calibrating needs texts to fit and others to measure on: found {len(texts)}. "
@@ -151,7 +157,7 @@ def calibrate_attention(
     order = random.Random(seed)
     order.shuffle(texts)
     many = min(_HELD_OUT, max(1, len(texts) // 4))
-    encode = _encoder(tokenizer, max_length, model.device)
+    encode = _encoder(tokenizer, min(max_length, _readable(model)), model.device)
     held_out = [encode(texts[i : min(i + batch_size, many)]) for i in range(0, many, batch_size)]
     started = time.monotonic()
     training = {module: module.training for module in model.modules()}
@@ -205,6 +211,14 @@ def head_errors(estimate: Tensor, exact: Tensor, mask: Tensor | None) -> Tensor:
     mean = (exact * seen[..., None]).sum(dim=(0, 2), keepdim=True) / seen.sum().clamp(min=1)
     variance = ((exact - mean).square().sum(-1) * seen).sum(dim=(0, 2))
     return (error * seen).sum(dim=(0, 2)) / variance.clamp(min=1e-12)
+
+
+def _readable(model: PreTrainedModel) -> int:
+    """The tokens that a model has positions for."""
+    try:
+        return find_table(model).present
+    except ModelError:  # no table of positions, so no end to it
+        return sys.maxsize
 
 
 def _fit(

@@ -37,6 +37,8 @@ def attention_calls(model: PreTrainedModel, **more: Any) -> list[AttentionCall]:
     Raises:
         ModelError: a model whose attention cannot be replaced, with the reason.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"expected a transformers model; found {type(model).__name__}.")
     encoder = cast(PreTrainedModel, model.base_model)
     name = type(encoder).__name__
     if not encoder._can_set_attn_implementation():

@@ -18,6 +18,7 @@ from longarc.models.attention.finding import AttentionCall, attention_calls
 from longarc.models.attention.registry import EXACT, build_kernel, check_attention_options
 from longarc.models.attention.residual_state import CHILD as RESIDUAL
 from longarc.models.record import note_change
+from longarc.options import check_whole
 
 
 def set_attention(
@@ -39,7 +40,8 @@ def set_attention(
         name: ``exact`` for softmax attention again, or a kernel: ``performer``, ``linear``,
             ``block-sparse``, ``local-performer``, ``clustered``, ``local-clustered``, ``learned``.
         layers: which attention layers, counted from 0 (negative: from the end); all by default. The
-            others stay exact. Layers that see a window only (ModernBERT's) stay as they are.
+            others are exact, whatever an earlier call made of them. Layers that see a window only
+            (ModernBERT's) stay as they are.
         seed: of all that is random in the kernels.
         options: of the kernel, as its class documents them.
 
@@ -59,6 +61,7 @@ def set_attention(
     ['encoder.layer.0.attention.self', 'encoder.layer.1.attention.self']
     """
     check_attention_options(name, options)
+    check_whole("seed", seed)
     calls = attention_calls(model)
     found = _replaceable(calls)
     chosen = _chosen(layers, len(found))
@@ -109,7 +112,9 @@ def attention_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _chosen(layers: Sequence[int] | None, count: int) -> list[int]:
     if layers is None:
         return list(range(count))
-    wrong = [i for i in layers if not isinstance(i, int) or not -count <= i < count]
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise OptionError(f"layers is {layers!r}: expected a list of numbers, such as [0, 1].")
+    wrong = [i for i in layers if type(i) is not int or not -count <= i < count]
     if wrong or not layers:
         raise OptionError(
             f"layers is {list(layers)!r}: expected numbers from 0 to {count - 1}, or from "

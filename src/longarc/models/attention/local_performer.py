@@ -102,7 +102,8 @@ class LocalPerformer(AttentionKernel):
             mass, mean = self._far(precise(query), precise(key), precise(value), mask, scale)
         # A coordinate of its own carries log Z to the one far key, another its weight back.
         one = torch.zeros_like(key[:1, :1, :1, :1])
-        carried = torch.cat([query, mass.to(query.dtype)], dim=-1)
+        low = lowest(query.dtype) / 32  # times 1/scale it must be finite in half precision too
+        carried = torch.cat([query, mass.clamp(min=low).to(query.dtype)], dim=-1)
         key = torch.cat([key, torch.zeros_like(key[..., :1])], dim=-1)
         value_and_weight = torch.cat([value, torch.zeros_like(value[..., :1])], dim=-1)
         far_key, far_value = (
