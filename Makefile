@@ -20,7 +20,7 @@ demo: $(VENV)/.demo-installed ## train on packaged licence texts and write runs/
 	$(BIN)/longarc demo --overwrite $(OPTIONS)
 
 test: lint ## everything that CI runs: format, lint, types, layers, tests
-	$(BIN)/pytest $(OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(OPTIONS)
 
 lint: $(VENV)/.dev-installed ## the checks that run no code: format, lint, types, layers
 	$(BIN)/ruff format --check

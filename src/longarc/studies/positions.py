@@ -1,4 +1,4 @@
-"""Study: 512 trained positions, decomposed into a coarse and a fine index, serve 1,536 tokens."""
+"""Study: trained positions, decomposed into a coarse and a fine index, serve longer texts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Size:
     alphas: tuple[float, ...]
 
 
-FULL = Size(512, learned=160, adapted=40, tested=12, alphas=(0.1, 0.2, 0.3, 0.4, 0.6, 0.8))
+FULL = Size(128, learned=800, adapted=120, tested=60, alphas=(0.1, 0.2, 0.3, 0.4, 0.6, 0.8))
 QUICK = Size(32, learned=1, adapted=1, tested=2, alphas=(0.2, 0.4))
 
 
@@ -117,8 +117,9 @@ def _text(size: Size, untouched: BertForMaskedLM) -> tuple[str, ...]:
         "block i is the trained table moved by one vector. With α near 0 that is copying the "
         "table; the greater α, the better blocks are told apart, and the further all but the "
         "first are from what the model was trained on.",
-        f"The model is all-MiniLM-L6-v2 with {size.n} positions, stretched to {length}. It gets a "
-        "new head for masked tokens (the table of words, not trained, is its last layer), and "
+        f"The model is all-MiniLM-L6-v2 with its first {size.n} positions, stretched to {length}: "
+        "so short, that a machine without a GPU can train it on enough texts. It gets a new head "
+        "for masked tokens (the table of words, not trained, is its last layer), and "
         f"learns to restore 15 % of the tokens of {size.learned} licence texts, in windows of "
         f"{size.n}. Then {size.tested} other texts are read as a whole, with the same tokens "
         "masked as in windows. “After training” is one more pass over "

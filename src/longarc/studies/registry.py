@@ -43,7 +43,7 @@ STUDIES: dict[str, StudyInfo] = {
     ),
     "positions": StudyInfo(
         "longarc.studies.positions:positions",
-        "512 positions stretched to 1,536 tokens: masked tokens restored before and after training",
+        "positions stretched threefold: masked tokens restored before and after training",
         seconds=840,
     ),
     "realformer": StudyInfo(
