@@ -26,7 +26,7 @@ FULL = Size(
     train=2000,
     test=1000,
     epochs=4,
-    minilm=(128, 160, 80, 24),
+    minilm=(128, 300, 100, 40),
 )
 QUICK = Size(
     Shape(layers=2, width=32, words=200, length=16),
