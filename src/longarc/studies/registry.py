@@ -44,7 +44,7 @@ STUDIES: dict[str, StudyInfo] = {
     "positions": StudyInfo(
         "longarc.studies.positions:positions",
         "positions stretched threefold: masked tokens restored before and after training",
-        seconds=840,
+        seconds=660,
     ),
     "realformer": StudyInfo(
         "longarc.studies.realformer:realformer",
