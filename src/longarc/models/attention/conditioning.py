@@ -71,23 +71,6 @@ def condition(
     return Frame(a, c, psi, tilt)
 
 
-@torch.library.custom_op("longarc::moments", mutates_args=())
-def _moments_op(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, seen: bool, double: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return moments(query, key, mask, scale, seen, double)
-
-
-@_moments_op.register_fake
-def _(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, seen: bool, double: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kind = torch.float64 if double else torch.float32
-    like = key.new_empty(*key.shape[:2], 1, key.shape[3], dtype=kind)
-    results = [torch.empty_like(like) for _ in range(5)]
-    return results[0], results[1], results[2], results[3], results[4]
-
-
 def moments(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float, seen: bool, double: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -118,6 +101,19 @@ def moments(
         whole /= count
     if seen:
         _seen_keys(results[4], results[0], key, mask, scale)
+    return results[0], results[1], results[2], results[3], results[4]
+
+
+_moments_op = torch.library.custom_op("longarc::moments", mutates_args=())(moments)
+
+
+@_moments_op.register_fake
+def _(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, seen: bool, double: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kind = torch.float64 if double else torch.float32
+    like = key.new_empty(*key.shape[:2], 1, key.shape[3], dtype=kind)
+    results = [torch.empty_like(like) for _ in range(5)]
     return results[0], results[1], results[2], results[3], results[4]
 
 

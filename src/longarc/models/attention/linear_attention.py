@@ -284,30 +284,13 @@ def _view(work: Tensor, rows: Tensor, features: int) -> Tensor:
     return work[: many * tokens * features].view(many, tokens, features)
 
 
-@torch.library.custom_op("longarc::attend", mutates_args=())
-def _attend_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_map: Tensor,
-    key_map: Tensor,
-    offset: Tensor,
-    key_square: Tensor,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _attend(query, key, value, query_map, key_map, offset, key_square, mask)
+_attend_op = torch.library.custom_op("longarc::attend", mutates_args=())(_attend)
+_backward_op = torch.library.custom_op("longarc::attend_backward", mutates_args=())(_backward)
 
 
 @_attend_op.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_map: Tensor,
-    key_map: Tensor,
-    offset: Tensor,
-    key_square: Tensor,
-    mask: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, query_map: Tensor, key_map: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, heads, tokens, _), features = key.shape, key_map.shape[-1]
     return (
@@ -318,34 +301,8 @@ def _(
     )
 
 
-@torch.library.custom_op("longarc::attend_backward", mutates_args=())
-def _backward_op(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_map: Tensor,
-    key_map: Tensor,
-    offset: Tensor,
-    key_square: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    means: Tensor,
-    mass: Tensor,
-    row: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (query, key, value, query_map, key_map, offset, key_square, mask)
-    return _backward(gradient, *inputs, out, means, mass, row)
-
-
 @_backward_op.register_fake
 def _(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *rest: Tensor | None,
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (query, key, value)
-    grads = [torch.empty_like(x) for x in shapes]
-    return grads[0], grads[1], grads[2]
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
