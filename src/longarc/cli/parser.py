@@ -58,6 +58,10 @@ class Parser(jsonargparse.ArgumentParser):
             message = f"{self._called(wrong[1])}{found}. Expected {kind}{action.help}."
             if action.choices or "Literal" in str(getattr(action, "_typehint", "")):
                 message += f" One of {self._choices_of(action)}."
+        elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
+            action = self._action_of(unread[1].replace("-", "_"))
+            expected = f" Expected {action.help}." if action else ""
+            message = f"--{unread[1]} cannot be read: {unread[2]}.{expected}"
         elif message.startswith("Unexpected config:"):
             message = "the --config file holds no options. Expected lines such as 'epochs: 3'."
         missing = re.search(r"arguments are required: (.+)", message)
