@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence, Sized
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,10 +15,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
-from longarc.errors import OptionError
 from longarc.models.head import final_linear
-from longarc.objectives.regularizers.embeddings import check_takes_embeddings
-from longarc.objectives.regularizers.step import Surroundings, regularized_backward
 from longarc.training.batches import LengthGroupedSampler, SeededSampler
 from longarc.training.checkpoint import (
     SCALER,
@@ -30,6 +26,7 @@ from longarc.training.checkpoint import (
     save_random_state,
 )
 from longarc.training.parameters import parameter_groups
+from longarc.training.regularized_step import check_regularizers, regularized_step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,8 +87,7 @@ class Trainer(transformers.Trainer):
         super().__init__(model, args, *positional, **keywords)  # pyright: ignore[reportArgumentType]
         self.loss = loss.to(self.args.device) if loss is not None else None
         self.regularizers = list(regularizers)
-        if self.regularizers:
-            self._check_regularizers()
+        check_regularizers(self)
         self.layer_decay = layer_decay
         self.head_learning_rate = head_learning_rate
         self.sampling_weights = sampling_weights
@@ -159,53 +155,11 @@ class Trainer(transformers.Trainer):
             return torch.zeros((), device=self.args.device)
         model.train()
         batches = [cast(dict[str, Any], self._prepare_inputs(batch)) for batch in self._update]
-        rows = torch.tensor(float(sum(len(b["labels"]) for b in batches)), device=self.args.device)
-        plain = regularized_backward(
-            model,
-            batches,
-            cast("Loss", self.loss),
-            self.regularizers,
-            special=self._special_tokens(),
-            denominator=num_items_in_batch,
-            rows=self._over_processes(rows),
-            of_loss=self._class_vectors(model),
-            surroundings=Surroundings(
-                backward=self.accelerator.backward,
-                unsynchronised=partial(self.accelerator.no_sync, model),
-                mean=lambda value: self._over_processes(value) / self.args.world_size,
-                processes=self.args.world_size,
-                gradient_scale=self._gradient_scale,
-            ),
+        return regularized_step(
+            self, model, batches, num_items_in_batch, self._class_vectors(model)
         )
-        return plain.detach()
 
-    def _check_regularizers(self) -> None:
-        names = ", ".join(type(regularizer).__name__ for regularizer in self.regularizers)
-        if self.loss is None:
-            raise OptionError(
-                f"{names} need a loss that is computed from logits. Give the trainer one, such as "
-                "loss=longarc.CrossEntropyLoss()."
-            )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise OptionError(
-                f"{names} go over the weights of a step several times, which DeepSpeed and FSDP do "
-                "not allow. Train without sharded weights, or without regularizers."
-            )
-        if any(regularizer.uses_embeddings for regularizer in self.regularizers):
-            check_takes_embeddings(cast(nn.Module, self.model))
-
-    def _special_tokens(self) -> list[int]:
-        """Ids that adversarial steps leave alone: [CLS], [SEP] and the like, but not [UNK]."""
-        tokenizer: Any = self.processing_class
-        if tokenizer is None:
-            return []
-        return [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
-
-    def _gradient_scale(self) -> float:
-        scaler = getattr(self.accelerator, "scaler", None)  # float16 alone has one
-        return 1.0 if scaler is None else scaler.get_scale()
-
-    def _over_processes(self, value: Tensor) -> Tensor:
+    def over_processes(self, value: Tensor) -> Tensor:
         """The sum of a scalar over all processes."""
         if self.args.world_size > 1:
             value = value.clone()
@@ -219,7 +173,7 @@ class Trainer(transformers.Trainer):
             return None
         classes = self.accelerator.unwrap_model(cast(nn.Module, self.model)).config.num_labels
         parts = [self.loss.denominator(b["labels"].to(device), classes) for b in batch_samples]
-        count = self._over_processes(torch.stack(parts).sum())
+        count = self.over_processes(torch.stack(parts).sum())
         return count.clamp(min=torch.finfo(torch.float32).tiny)
 
     # Order and step sizes
