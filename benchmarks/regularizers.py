@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs=2, metavar=("TRAIN", "TEST"), help="for r52")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS))
-    parser.add_argument("--documents", type=int, default=400)
+    parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--options", type=json.loads, default={}, help="{name: its options}")
