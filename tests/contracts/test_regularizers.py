@@ -15,11 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longarc.errors import ModelError, OptionError
+from longarc.errors import LongarcError, ModelError, OptionError
 from longarc.objectives.losses.registry import build_loss
 from longarc.objectives.regularizers.batch import Batch
+from longarc.objectives.regularizers.fgm import FGM
+from longarc.objectives.regularizers.gradient_penalty import GradientPenalty
 from longarc.objectives.regularizers.registry import REGULARIZERS, build_regularizers
-from longarc.objectives.regularizers.step import regularized_backward
+from longarc.objectives.regularizers.step import Surroundings, regularized_backward
 from small_classifier import CLASSES, SPECIAL, cut, gradients, make_batch, make_model, rows_of
 
 # Options with which each does something that the small classifier shows.
@@ -48,13 +50,14 @@ def same_direction(monkeypatch):
     monkeypatch.setattr(Batch, "noise", noise)
 
 
-def run(names, model, batches, loss="cross-entropy", **more):
+def run(names, model, batches, loss="cross-entropy", surroundings=None, **more):
     """The plain loss and the gradient."""
     chosen = [n if isinstance(n, dict) else {n: OPTIONS.get(n, {})} for n in names]
     criterion = build_loss(loss, class_counts=[30, 10, 3], num_examples=43, **more)
     plain = regularized_backward(
-        model, batches, criterion, build_regularizers(chosen), special=SPECIAL
-    )
+        model, batches, criterion, build_regularizers(chosen), special=SPECIAL,
+        surroundings=surroundings,
+    )  # fmt: skip
     return plain, gradients(model)
 
 
@@ -69,9 +72,14 @@ def test_does_something(name):
 
 
 @every
-def test_off_is_plain(name):
-    model, batch = make_model(), make_batch()
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_off_is_plain(name, dropout):
+    if dropout and name == "r-drop":
+        pytest.skip("two draws of dropout are not one")
+    model, batch = make_model(dropout=dropout), make_batch()
+    torch.manual_seed(1)
     loss, found = run([{name: OFF[name]}], model, batch)
+    torch.manual_seed(1)
     expected, plain = run([], model, batch)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
@@ -193,6 +201,72 @@ def test_autocast_is_near(name):
         assert torch.cosine_similarity(added, near, dim=0) > 0.95
 
 
+@pytest.mark.parametrize("outer", ["gradient-penalty", "sam"])
+@pytest.mark.parametrize("inner", [*REGULARIZERS, {"sam": {"fraction": 0.5}}])
+def test_every_pass_of_a_step_is_of_the_same_function(inner, outer):
+    """A second sweep from almost the same weights differs by almost nothing, dropout and all."""
+    tiny = {"gradient-penalty": {"epsilon": 1e-7, "weight": 1e-7}, "sam": {"rho": 1e-7}}
+    if outer in inner:
+        pytest.skip("each is named once")
+    model, batch = make_model(dropout=0.3), cut(make_batch(), 4, 2)
+    torch.manual_seed(1)
+    _, expected = run([inner], model, batch)
+    torch.manual_seed(1)
+    _, found = run([inner, {outer: tiny[outer]}], model, batch)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+@every
+def test_a_scaled_backward_is_unscaled_again(name):
+    model, batch = make_model(), make_batch()
+    _, expected = run([name], model, batch)
+    scale = 2.0**14
+    around = Surroundings(
+        backward=lambda value: (scale * value).backward(), gradient_scale=lambda: scale
+    )
+    _, found = run([name], model, batch, surroundings=around)
+    torch.testing.assert_close(found / scale, expected, rtol=1e-9, atol=1e-11)
+
+
+@every
+def test_weights_of_16_bits(name):
+    model = make_model().to(torch.bfloat16)
+    _, found = run([name], model, make_batch())
+    assert found.dtype == torch.bfloat16
+    assert found.isfinite().all()
+
+
+@every
+def test_the_loss_that_is_returned_is_the_plain_one(name):
+    model, batch = make_model(), make_batch()
+    expected, _ = run([], model, batch)
+    options = [OPTIONS.get(name, {})]
+    if name == "flooding":
+        options.append({"level": 5.0, "per_example": True})
+    for option in options:
+        loss, _ = run([{name: option}], model, batch)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+
+
+@every
+def test_a_weight_that_no_loss_reaches_gets_no_gradient(name):
+    model = make_model()
+    model.idle = torch.nn.Linear(2, 2)
+    run([name], model, make_batch())
+    assert model.idle.weight.grad is None
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.4, 0.5, 0.85])
+def test_a_part_of_any_batch(fraction):
+    for rows in range(1, 200):
+        whole = Batch(
+            torch.nn.Linear(1, 1), {"x": torch.arange(rows)}, torch.arange(rows),
+            build_loss("cross-entropy", class_counts=[1, 1]), [], per_loss=1.0, per_row=1.0,
+        )  # fmt: skip
+        part = whole.part(fraction).target
+        assert len(part) == max(1, round(fraction * rows)) == len(part.unique())
+
+
 @pytest.mark.parametrize("names", itertools.permutations(["fgm", "r-drop", "flooding"]))
 def test_terms_add_in_any_order(names):
     model, batch = make_model(dropout=0.2), make_batch()
@@ -232,13 +306,33 @@ def test_options_are_checked(name):
         ([{"sam": {}, "fgm": {}}], "Expected a name"),
         ([{"sam": 0.1}], "Expected a name"),
         (["sam", {"sam": {"rho": 0.1}}], "named twice"),
-        ([3], "There is no regularizer 3"),
+        ([3], "3 is no regularizer"),
+        ([["fgm"]], "is no regularizer"),
+        ([{"sam": 0}], "is no regularizer"),
+        ([{"sam": False}], "is no regularizer"),
+        (["fgm", {"gradient-penalty": {"method": "double-backward"}}], "stands alone"),
+        ([{"gradient-penalty": {"warmup": 2}}], "at most 1"),
         ([{"sam": {"fraction": 0}}], "above 0"),
     ],
 )
 def test_what_cannot_be_built(chosen, message):
     with pytest.raises(OptionError, match=message):
         build_regularizers(chosen)
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "change", "message"),
+    [
+        (["fgm"], {}, "is no regularizer"),
+        ([FGM()], {"labels": None}, "no labels"),
+        ([FGM(), GradientPenalty(method="double-backward")], {}, "stands alone"),
+    ],
+)
+def test_what_a_step_refuses(regularizers, change, message):
+    batch = {k: v for k, v in make_batch().items() if k not in change}
+    criterion = build_loss("cross-entropy", class_counts=[1, 1, 1])
+    with pytest.raises(LongarcError, match=message):
+        regularized_backward(make_model(), batch, criterion, regularizers)
 
 
 @pytest.mark.parametrize("name", ["fgm", "pgd", "freelb", "vat", "input-gradient-penalty"])

@@ -190,6 +190,38 @@ def test_a_trainer_without_a_loss(tiny, tmp_path):
         Trainer(tiny.make_model(), tiny.make_arguments(tmp_path), regularizers=[longarc.FGM()])
 
 
+def test_noise_of_the_embedding_layer_is_the_same_in_every_pass(train):
+    """NEFTune adds noise in a hook: a second pass with other noise would be a large difference."""
+
+    def norms(*chosen):
+        trainer = train([*chosen], neftune_noise_alpha=5.0, seed=3)
+        return [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+
+    plain = norms("fgm")
+    assert norms("fgm", {"gradient-penalty": {"epsilon": 1e-7, "weight": 1e-7, "warmup": 0.0}}) == (
+        pytest.approx(plain, rel=1e-2)
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "longformer"])
+def test_a_model_that_reads_more_from_ids_than_embeddings(family, tiny, tmp_path):
+    sizes = {"gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "pad_token_id": 0},
+             "longformer": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                            "intermediate_size": 16, "attention_window": [4]}}  # fmt: skip
+    config = AutoConfig.for_model(family, vocab_size=60, num_labels=3, **sizes[family])
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    with pytest.raises(ModelError, match="inputs_embeds"):
+        Trainer(
+            model, tiny.make_arguments(tmp_path), loss=longarc.CrossEntropyLoss(),
+            regularizers=[longarc.FGM()],
+        )  # fmt: skip
+    assert model.training
+
+
 def test_a_model_that_takes_no_embeddings(tiny, tmp_path):
     model = torch.nn.Linear(2, 2)
     more = {"loss": longarc.CrossEntropyLoss()}
@@ -220,6 +252,7 @@ def test_a_run_with_regularizers(hard_table, tmp_path):
         ({"regularizers": ["fgm"], "freeze": True}, "--freeze takes no training steps"),
         ({"regularizers": "fgm"}, "a list, such as"),
         ({"regularizers": ["fgn"]}, "Did you mean fgm"),
+        ({"regularizers": [longarc.FGM()]}, "is no regularizer. Expected a name"),
         ({"regularizers": [{"fgm": {"epsilon": -1}}]}, "epsilon must be"),
     ],
 )

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
 import jsonargparse
-import yaml
 from jsonargparse import ActionYesNo
 
 from longarc.errors import close_matches
@@ -122,11 +121,14 @@ def as_listed(value: object) -> list | None:
     """
     if not isinstance(value, str):
         return value  # pyright: ignore[reportReturnType]
-    try:
-        inside = yaml.safe_load(f"[{value}]")
-    except yaml.YAMLError:
-        raise ValueError(f"no list can be read from {value!r}") from None
-    return inside[0] if len(inside) == 1 and isinstance(inside[0], list) else inside
+    read = jsonargparse.get_loader("yaml")
+    for text in (value, f"[{value}]"):
+        try:
+            if isinstance(found := read(text), list):
+                return found
+        except Exception:
+            pass
+    raise ValueError(f"no list can be read from {value!r}")
 
 
 _READERS = {str | None: as_typed, list | None: as_listed}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from longarc.errors import OptionError
-from longarc.objectives.regularizers.embeddings import check_takes_embeddings
+from longarc.objectives.regularizers.contract import check_together
+from longarc.objectives.regularizers.embeddings import check_same_by_embeddings
 from longarc.objectives.regularizers.step import Surroundings, regularized_backward
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def check_regularizers(trainer: Trainer) -> None:
     """Raise OptionError or ModelError unless the trainer's regularizers can work with the rest."""
     if not trainer.regularizers:
         return
+    check_together(trainer.regularizers)
     names = ", ".join(type(regularizer).__name__ for regularizer in trainer.regularizers)
     if trainer.loss is None:
         raise OptionError(
@@ -33,7 +35,7 @@ def check_regularizers(trainer: Trainer) -> None:
             "allow. Train without sharded weights, or without regularizers."
         )
     if any(regularizer.uses_embeddings for regularizer in trainer.regularizers):
-        check_takes_embeddings(cast(nn.Module, trainer.model))
+        check_same_by_embeddings(cast(nn.Module, trainer.model))
 
 
 def regularized_step(
@@ -66,9 +68,9 @@ def regularized_step(
 
 def _special_tokens(tokenizer: Any) -> list[int]:
     """Ids that perturbations leave alone: [CLS], [SEP] and the like, but not unknown words."""
-    if tokenizer is None:
-        return []
-    return [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
+    roles = ("cls", "sep", "pad", "mask", "bos", "eos")
+    ids = {getattr(tokenizer, f"{role}_token_id", None) for role in roles}
+    return [i for i in ids if i is not None]
 
 
 def _gradient_scale(accelerator: Any) -> float:

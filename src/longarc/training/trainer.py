@@ -59,7 +59,8 @@ class Trainer(transformers.Trainer):
     Args:
         loss: what to minimise; None leaves the loss to the model.
         regularizers: what a step does besides, from the innermost to the outermost. They need a
-            ``loss``; the loss that is logged stays the plain one.
+            ``loss``; the loss that is logged stays the plain one. Perturbations of embeddings leave
+            [CLS], [SEP] and the like alone where a ``processing_class`` tells their ids.
         layer_decay: factor on the step size for each layer further from the head; 1 for none.
         head_learning_rate: peak step size of the head; None for ``args.learning_rate``.
         sampling_weights: (N,) the probability with which each training document is drawn, with
@@ -154,6 +155,9 @@ class Trainer(transformers.Trainer):
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         model.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):  # schedule-free ones have two modes
+            optimizer.train()
         batches = [cast(dict[str, Any], self._prepare_inputs(batch)) for batch in self._update]
         return regularized_step(
             self, model, batches, num_items_in_batch, self._class_vectors(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,9 @@ from longarc.objectives.losses.contract import Loss
 from longarc.objectives.regularizers.contract import Regularizer
 from longarc.objectives.regularizers.divergence import divergence
 from longarc.objectives.regularizers.embeddings import (
+    by_embeddings,
     embedding_layer,
     may_change,
-    positions_of,
 )
 from longarc.objectives.regularizers.randomness import Randomness
 
@@ -36,6 +36,7 @@ class Batch:
         per_loss: factor from a sum of losses to the step's mean: one over the denominator of all
             batches, times the number of processes, which average their gradients.
         per_row: the same for what every document has, labelled or not.
+        gradient_scale: what keeps float16 from underflow, see ``Surroundings``.
         of_loss: further arguments of the loss.
     """
 
@@ -50,6 +51,7 @@ class Batch:
         special: Sequence[int] = (),
         per_loss: Tensor | float,
         per_row: Tensor | float,
+        gradient_scale: Callable[[], float] = lambda: 1.0,
         of_loss: Mapping[str, Tensor] | None = None,
     ):
         self.model = model
@@ -60,6 +62,7 @@ class Batch:
         self.special = special
         self.per_loss = per_loss
         self.per_row = per_row
+        self.gradient_scale = gradient_scale
         self.of_loss = dict(of_loss or {})
         self.randomness = Randomness(target.device)
         self.through_embeddings = any(r.uses_embeddings for r in regularizers)
@@ -77,9 +80,18 @@ class Batch:
     def probe(self, change: Tensor | None = None) -> Tensor:
         """The same logits for gradients that are asked for with ``torch.autograd.grad``.
 
-        Wrappers for data parallelism wait for a ``backward`` after each of their forward passes.
+        Distributed data parallelism waits for a ``backward`` after each of its forward passes.
         """
-        return self._forward(_unwrapped(self.model), change, "dropout")
+        model = self.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        return self._forward(model, change, "dropout")
+
+    def slope(self, value: Tensor, change: Tensor) -> Tensor:
+        """The gradient (b, n, d) of a scalar at ``change``, 0 where nothing may change."""
+        scale = self.gradient_scale()
+        (found,) = torch.autograd.grad(scale * value, change)
+        return found / scale * self.may_change
 
     def share(self, logits: Tensor) -> Tensor:
         """The batch's part in the step's mean loss, a scalar."""
@@ -99,6 +111,7 @@ class Batch:
         if self._logits is None:
             with torch.no_grad():
                 self._logits = self.probe()
+            torch.clear_autocast_cache()  # of weights in 16 bits that know no gradient
         return self._logits
 
     @property
@@ -106,14 +119,15 @@ class Batch:
         """∂L/∂embeddings (b, n, d) of the documents as they are, 0 where nothing may change."""
         if self._gradient is None:
             change = self.no_change()
-            (self._gradient,) = torch.autograd.grad(self.share(self.probe(change)), change)
-        return self._gradient * self.may_change
+            self._gradient = self.slope(self.share(self.probe(change)), change)
+        return self._gradient
 
     @property
     def plain(self) -> Tensor:
-        """The batch's part in the loss of the documents as they are, without a graph."""
-        if self._share is None:
-            self._share = self.share(self.plain_logits)
+        """The batch's part in the loss that no regularizer has changed, without a graph."""
+        if self._share is None or self._losses_change:
+            loss = self.loss(self.plain_logits, self.target, **self.of_loss, reduction="sum")
+            return loss.detach() * self.per_loss
         return self._share
 
     @cached_property
@@ -124,7 +138,7 @@ class Batch:
     def no_change(self) -> Tensor:
         """Zeros (b, n, d) that require a gradient, to differentiate with respect to."""
         b, n = self.inputs["input_ids"].shape
-        weight = self._embedding_layer.weight
+        weight = embedding_layer(_unwrapped(self.model)).weight
         return weight.new_zeros(b, n, weight.shape[1]).requires_grad_()
 
     def noise(self, name: str) -> Tensor:
@@ -142,22 +156,28 @@ class Batch:
 
     def keep(self, share: Tensor, logits: Tensor, gradient: Tensor | None = None) -> None:
         """Remember what a pass through the documents as they are has given anyway."""
-        self._share, self._logits, self._gradient = share.detach(), logits.detach(), gradient
+        self._share, self._logits = share.detach(), logits.detach()
+        self._gradient = None if gradient is None else gradient * self.may_change
+
+    def release(self) -> None:
+        """Let go of what is as large as the embeddings."""
+        self._gradient = None
 
     def part(self, fraction: float) -> Batch:
         """Every so-manieth document as a batch that stands for this one."""
         rows = len(self.target)
         count = max(1, round(fraction * rows))
-        kept = torch.arange(0, rows, rows / count).long().to(self.target.device)
+        kept = torch.arange(count, device=self.target.device) * rows // count
         return Batch(
             self.model,
-            {name: value[kept] for name, value in self.inputs.items()},
+            {k: v[kept] if isinstance(v, Tensor) else v for k, v in self.inputs.items()},
             self.target[kept],
             self.loss,
             self.regularizers,
             special=self.special,
             per_loss=self.per_loss * rows / count,
             per_row=self.per_row * rows / count,
+            gradient_scale=self.gradient_scale,
             of_loss=self.of_loss,
         )
 
@@ -165,19 +185,14 @@ class Batch:
 
     def _forward(self, model: nn.Module, change: Tensor | None, dropout: str) -> Tensor:
         inputs = self.inputs
-        if change is not None or self.through_embeddings:
-            ids = inputs["input_ids"]
-            embeddings = self._embedding_layer(ids)
-            if change is not None:
-                embeddings = embeddings + change
-            inputs = {k: v for k, v in inputs.items() if k != "input_ids"}
-            inputs |= {"inputs_embeds": embeddings, **positions_of(_unwrapped(model), ids, inputs)}
-        with self.randomness(dropout):
+        with self.randomness(dropout):  # the embedding layer may have noise of its own
+            if change is not None or self.through_embeddings:
+                inputs = by_embeddings(_unwrapped(model), inputs, change)
             outputs: Any = model(**inputs)
         return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
 
     def _sum(self, logits: Tensor) -> Tensor:
-        if not any(_changes_losses(r) for r in self.regularizers):
+        if not self._losses_change:
             return self.loss(logits, self.target, **self.of_loss, reduction="sum")
         losses = self.loss(logits, self.target, **self.of_loss, reduction="none")
         ignored = self.target == self.loss.ignore_index
@@ -187,12 +202,9 @@ class Batch:
         return losses.sum()
 
     @cached_property
-    def _embedding_layer(self) -> nn.Embedding:
-        return embedding_layer(_unwrapped(self.model))
-
-
-def _changes_losses(regularizer: Regularizer) -> bool:
-    return type(regularizer).example_losses is not Regularizer.example_losses
+    def _losses_change(self) -> bool:
+        unchanged = Regularizer.example_losses
+        return any(type(r).example_losses is not unchanged for r in self.regularizers)
 
 
 def _unwrapped(model: nn.Module) -> Any:

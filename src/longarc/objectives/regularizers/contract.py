@@ -5,10 +5,12 @@ Legend: b documents in a batch, n tokens, d numbers a token, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from longarc.errors import OptionError
 
 if TYPE_CHECKING:
     from longarc.objectives.regularizers.batch import Batch
@@ -38,6 +40,11 @@ class Regularizer:
     uses_gradient: bool = False
 
     @property
+    def stands_alone(self) -> bool:
+        """Whether it works with no other beside it."""
+        return False
+
+    @property
     def plain_weight(self) -> float:
         """How much is added to the factor 1 of L itself: −1 where the terms hold it already."""
         return 0.0
@@ -60,3 +67,19 @@ class Regularizer:
         gradient that is in them now.
         """
         return sweep()
+
+
+def check_together(regularizers: Sequence[Any]) -> None:
+    """Raise OptionError unless all are regularizers, and none of several has to stand alone."""
+    for regularizer in regularizers:
+        if not isinstance(regularizer, Regularizer):
+            raise OptionError(
+                f"{regularizer!r} is no regularizer. Expected objects such as longarc.FGM(); names "
+                "are for longarc.fit and the command line."
+            )
+    alone = [type(r).__name__ for r in regularizers if r.stands_alone]
+    if alone and len(regularizers) > 1:
+        raise OptionError(
+            f"{alone[0]} with method='double-backward' is a reference and stands alone. Use "
+            "'finite-difference' beside other regularizers."
+        )

@@ -32,7 +32,8 @@ class Flooding(Regularizer):
     Raises:
         OptionError: an option out of range.
 
-    With other regularizers, L is what they make of it, up to this one.
+    With other regularizers, L includes all of their terms, and what those before it make of the
+    whole step.
 
     Ishida et al. 2020, “Do We Need Zero Training Loss After Achieving Zero Training Error?”,
     equation 3; for each document: Xie et al. 2022, “iFlood”.

@@ -22,8 +22,9 @@ class InputGradientPenalty(Regularizer):
 
     .. math:: L + \lambda\, \mathrm{mean}_i\, \| \nabla_{e_i} \ell_i \|^2
 
-    with the loss ℓ_i of each document and its token embeddings e_i; the mean is the loss's own. The
-    penalty's gradient comes from a step along v_i = ∇ℓ_i, at the cost of one more pass:
+    with the loss ℓ_i of each document, its weight included, and its token embeddings e_i. The mean
+    divides as the loss's does. The penalty's gradient comes from a step along v_i = ∇ℓ_i, at the
+    cost of one more pass:
 
     .. math:: \nabla_\theta \| v_i \|^2 \approx
               \tfrac 2 \epsilon \big( \nabla_\theta \ell_i(e_i + \epsilon v_i) -

@@ -58,7 +58,6 @@ class PGD(Regularizer):
         for step in range(self.steps):
             if step:
                 change.requires_grad_()
-                (found,) = torch.autograd.grad(batch.share(batch.probe(change)), change)
-                gradient = found * batch.may_change
+                gradient = batch.slope(batch.share(batch.probe(change)), change)
             change = within(change.detach() + self.step_size * unit(gradient), self.epsilon)
         yield self.weight * batch.share(batch.logits(change))

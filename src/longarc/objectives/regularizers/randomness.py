@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any
 
 import torch
-
-
-class _State(NamedTuple):
-    cpu: torch.Tensor
-    cuda: torch.Tensor | None
+from torch import Tensor
 
 
 class Randomness:
     """Named random states: a name's first block draws as ever, each later one draws the same again.
 
-    A later block leaves the generators as it found them.
+    A later block leaves the generators as it found them: the CPU's, and those of all devices of the
+    given one's kind.
 
     >>> randomness = Randomness(torch.device("cpu"))
     >>> with randomness("dropout"):
@@ -29,8 +26,8 @@ class Randomness:
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.states: dict[str, _State] = {}
+        self.kind = device.type
+        self.states: dict[str, list[Tensor]] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -46,13 +43,24 @@ class Randomness:
         finally:
             self._set(before)
 
-    def _now(self) -> _State:
-        on_cuda = self.device.type == "cuda"
-        return _State(
-            torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_cuda else None
-        )
+    def _now(self) -> list[Tensor]:
+        return [get() for get, _ in self._generators()]
 
-    def _set(self, state: _State) -> None:
-        torch.set_rng_state(state.cpu)
-        if state.cuda is not None:
-            torch.cuda.set_rng_state(state.cuda, self.device)
+    def _set(self, states: list[Tensor]) -> None:
+        for (_, put), state in zip(self._generators(), states, strict=True):
+            put(state)
+
+    def _generators(self) -> Iterator[tuple[Any, Any]]:
+        """How to get and to set the state of each."""
+        yield torch.get_rng_state, torch.set_rng_state
+        if self.kind in ("cpu", "meta"):
+            return
+        device: Any = torch.get_device_module(self.kind)
+        if self.kind == "mps":  # has one, and takes no number
+            yield device.get_rng_state, device.set_rng_state
+            return
+        for i in range(device.device_count()):
+            yield (
+                lambda i=i: device.get_rng_state(i),
+                lambda state, i=i: device.set_rng_state(state, i),
+            )

@@ -32,7 +32,7 @@ class SAM(Regularizer):
         OptionError: an option out of range.
 
     Foret et al. 2021, “Sharpness-Aware Minimization for Efficiently Improving Generalization”,
-    equations 2–3. The weights are restored bit for bit; the loss that is reported is that at θ.
+    equations 2–3. The loss that is reported is that at θ; with a fraction, that of the part.
 
     >>> SAM(fraction=0.25).rho
     0.05

@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from longarc.errors import OptionError
+from longarc.errors import DataError, OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.regularizers.batch import Batch
-from longarc.objectives.regularizers.contract import Regularizer
+from longarc.objectives.regularizers.contract import Regularizer, check_together
 from longarc.objectives.regularizers.embeddings import check_takes_embeddings
 
 
@@ -58,6 +58,7 @@ class Step:
         self.surroundings = surroundings
         self.plain_weight = 1 + sum(r.plain_weight for r in regularizers)
         self.plain: Tensor | None = None  # the loss without regularizers, once it is known
+        self._parts: dict[float, Sequence[Batch]] = {1.0: batches}
 
     def __call__(self) -> Tensor:
         """Return the sum of the plain loss and all terms; the gradient is in ``.grad``."""
@@ -82,7 +83,8 @@ class Step:
     def gradients(self, values: Sequence[Tensor]) -> None:
         scale = self.surroundings.gradient_scale()
         for weight, value in zip(self.weights, values, strict=True):
-            weight.grad = value * scale
+            if weight.grad is not None:  # a weight that no loss reaches stays out of the update
+                weight.grad = value * scale
 
     @contextmanager
     def moved(self, direction: Sequence[Tensor], factor: float | Tensor) -> Iterator[None]:
@@ -102,13 +104,14 @@ class Step:
 
     @contextmanager
     def on_part(self, fraction: float) -> Iterator[None]:
-        """Let so many of each batch's documents stand for all of them."""
-        batches = self.batches
-        self.batches = [batch.part(fraction) for batch in batches]
+        """Let so many of each batch's documents stand for all of them, the same ones each time."""
+        if fraction not in self._parts:
+            self._parts[fraction] = [batch.part(fraction) for batch in self._parts[1.0]]
+        before, self.batches = self.batches, self._parts[fraction]
         try:
             yield
         finally:
-            self.batches = batches
+            self.batches = before
 
     def _go_through(self, batch: Batch) -> Tensor:
         """Differentiate the loss of one batch and all terms; return their sum."""
@@ -129,6 +132,7 @@ class Step:
             for term in regularizer.terms(batch):
                 self.surroundings.backward(term)
                 total = total + term.detach()
+        batch.release()
         return total
 
 
@@ -147,7 +151,7 @@ def regularized_backward(
     """Do what ``loss.backward()`` does in a training loop, with regularizers.
 
     Afterwards the gradient of the regularized objective is in the weights' ``.grad``; what was
-    there before is gone. Weights and random state are as one plain forward pass leaves them.
+    there before is gone. The weights are as they were, to the bit.
 
     Args:
         model: takes the batch's entries as keyword arguments and returns logits (b, C) as
@@ -168,6 +172,8 @@ def regularized_backward(
 
     Raises:
         ModelError: a regularizer of embeddings, and a model that takes no ``inputs_embeds``.
+        OptionError: something that is no regularizer, or cannot stand beside the others.
+        DataError: a batch without labels.
 
     >>> import longarc
     >>> from transformers import BertConfig, BertForSequenceClassification
@@ -182,6 +188,12 @@ def regularized_backward(
     """
     surroundings = surroundings or Surroundings()
     batches = [batches] if isinstance(batches, Mapping) else list(batches)
+    check_together(regularizers)
+    if any("labels" not in batch for batch in batches):
+        raise DataError(
+            "a batch has no labels. Where documents have none, give them the loss's ignore_index "
+            f"({loss.ignore_index}): regularizers that need no label count them."
+        )
     if any(r.uses_embeddings for r in regularizers):
         check_takes_embeddings(getattr(model, "module", model))
     targets = [batch["labels"] for batch in batches]
@@ -200,6 +212,7 @@ def regularized_backward(
             special=special,
             per_loss=surroundings.processes / divisor,
             per_row=surroundings.processes / rows,
+            gradient_scale=surroundings.gradient_scale,
             of_loss=of_loss,
         )
         for batch, target in zip(batches, targets, strict=True)

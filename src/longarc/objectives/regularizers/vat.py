@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from longarc.objectives.regularizers.contract import Regularizer
@@ -60,7 +59,6 @@ class VAT(Regularizer):
         for _ in range(self.power_steps):
             change = (self.xi * self.epsilon * direction).requires_grad_()
             apart = batch.divergence(logits, batch.probe(change)).sum()
-            (gradient,) = torch.autograd.grad(apart, change)
-            direction = unit(gradient * batch.may_change)
+            direction = unit(batch.slope(apart, change))
         moved = batch.logits(self.epsilon * direction)
         yield self.weight * batch.mean_over_rows(batch.divergence(logits, moved))
