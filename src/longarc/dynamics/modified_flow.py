@@ -12,7 +12,7 @@ from longarc.errors import DataError, OptionError
 from longarc.options import check_number, check_whole
 
 ORDERS = (0, 1, 2)
-_TOLERANCE = {"rtol": 1e-11, "atol": 1e-12}
+RELATIVE, ABSOLUTE = 1e-11, 1e-12  # of the solver
 
 
 def modified_field(
@@ -111,7 +111,8 @@ def modified_flow(
     with np.errstate(over="ignore", invalid="ignore"):
         solved = solve_ivp(
             lambda _, weights: field(torch.from_numpy(weights)).numpy(),
-            (0.0, times[-1]), start.numpy(), method="DOP853", t_eval=times, **_TOLERANCE,
+            (0.0, times[-1]), start.numpy(), method="DOP853", t_eval=times,
+            rtol=RELATIVE, atol=ABSOLUTE,
         )  # fmt: skip
     if not solved.success or not np.isfinite(solved.y).all():
         reached = solved.t[-1] / lr if len(solved.t) else 0.0
