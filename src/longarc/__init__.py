@@ -13,6 +13,7 @@ from longarc.version import __version__
 
 if TYPE_CHECKING:
     from longarc.api import Run, fit, open_run
+    from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
     from longarc.models.attention.interface import set_attention
@@ -54,6 +55,7 @@ _HOMES = {
     "Run": "longarc.api",
     "fit": "longarc.api",
     "open_run": "longarc.api",
+    "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
     "ModelError": "longarc.errors",
@@ -134,6 +136,7 @@ __all__ = [
     "calibrate_attention",
     "fit",
     "gradient_weight",
+    "implicit_regularization",
     "load_model",
     "open_run",
     "regularized_backward",
