@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from longarc.objectives.losses.soft_accuracy import SoftAccuracyLoss
     from longarc.objectives.losses.soft_f1 import SoftF1Loss
     from longarc.objectives.losses.truncated import TruncatedCrossEntropy
+    from longarc.objectives.siamese.byol import BYOL
+    from longarc.objectives.siamese.simclr import SimCLR
+    from longarc.objectives.siamese.simsiam import SimSiam
     from longarc.training.config import TrainConfig
     from longarc.training.trainer import Trainer
 
@@ -70,11 +73,15 @@ _HOMES = {
     "SoftAccuracyLoss": "longarc.objectives.losses.soft_accuracy",
     "SoftF1Loss": "longarc.objectives.losses.soft_f1",
     "TruncatedCrossEntropy": "longarc.objectives.losses.truncated",
+    "BYOL": "longarc.objectives.siamese.byol",
+    "SimCLR": "longarc.objectives.siamese.simclr",
+    "SimSiam": "longarc.objectives.siamese.simsiam",
     "TrainConfig": "longarc.training.config",
     "Trainer": "longarc.training.trainer",
 }
 
 __all__ = [
+    "BYOL",
     "AsymmetricLoss",
     "BinaryCrossEntropyLoss",
     "ClassBalancedLoss",
@@ -93,6 +100,8 @@ __all__ = [
     "RadiusMarginLoss",
     "Run",
     "RunError",
+    "SimCLR",
+    "SimSiam",
     "SoftAccuracyLoss",
     "SoftF1Loss",
     "TrainConfig",
