@@ -1,0 +1,1 @@
+"""Measures of a model in training, as pure functions."""
