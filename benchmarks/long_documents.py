@@ -242,6 +242,7 @@ def _one(kind: str, name: str, length: int, **more: Any) -> dict[str, Any]:
         **{figure: model[figure] for figure in FIGURES},
         "tfidf_svm": {figure: svm[figure] for figure in FIGURES},
         "minutes": round((time.perf_counter() - start) / 60, 2),
+        "cpu_minutes": round(time.process_time() / 60, 2),  # what a busy machine leaves as it is
         "peak_mib": round(_peak_mib()),
     }
 

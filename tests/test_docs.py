@@ -10,6 +10,7 @@ import pytest
 
 from longarc.cli.main import VERBS, main
 from longarc.objectives.losses.registry import LOSSES
+from longarc.objectives.regularizers.registry import REGULARIZERS
 from longarc.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,11 @@ def test_no_row_for_an_option_that_does_not_exist() -> None:
 def test_every_loss_is_described() -> None:
     losses = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     assert [name for name in LOSSES if f"`{name}`" not in losses] == []
+
+
+def test_every_regularizer_is_described() -> None:
+    page = (ROOT / "docs" / "regularizers.md").read_text(encoding="utf-8")
+    assert [name for name in REGULARIZERS if f"| `{name}` |" not in page] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

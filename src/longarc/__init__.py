@@ -36,6 +36,17 @@ if TYPE_CHECKING:
     from longarc.objectives.losses.soft_accuracy import SoftAccuracyLoss
     from longarc.objectives.losses.soft_f1 import SoftF1Loss
     from longarc.objectives.losses.truncated import TruncatedCrossEntropy
+    from longarc.objectives.regularizers.contract import Regularizer
+    from longarc.objectives.regularizers.fgm import FGM
+    from longarc.objectives.regularizers.flooding import Flooding
+    from longarc.objectives.regularizers.freelb import FreeLB
+    from longarc.objectives.regularizers.gradient_penalty import GradientPenalty
+    from longarc.objectives.regularizers.input_gradient_penalty import InputGradientPenalty
+    from longarc.objectives.regularizers.pgd import PGD
+    from longarc.objectives.regularizers.r_drop import RDrop
+    from longarc.objectives.regularizers.sam import SAM
+    from longarc.objectives.regularizers.step import regularized_backward
+    from longarc.objectives.regularizers.vat import VAT
     from longarc.objectives.siamese.byol import BYOL
     from longarc.objectives.siamese.simclr import SimCLR
     from longarc.objectives.siamese.simsiam import SimSiam
@@ -43,9 +54,9 @@ if TYPE_CHECKING:
     from longarc.training.trainer import Trainer
 
 _HOMES = {
-    "Run": "longarc.api",
     "fit": "longarc.api",
     "open_run": "longarc.api",
+    "Run": "longarc.api",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
     "ModelError": "longarc.errors",
@@ -73,6 +84,17 @@ _HOMES = {
     "SoftAccuracyLoss": "longarc.objectives.losses.soft_accuracy",
     "SoftF1Loss": "longarc.objectives.losses.soft_f1",
     "TruncatedCrossEntropy": "longarc.objectives.losses.truncated",
+    "Regularizer": "longarc.objectives.regularizers.contract",
+    "FGM": "longarc.objectives.regularizers.fgm",
+    "Flooding": "longarc.objectives.regularizers.flooding",
+    "FreeLB": "longarc.objectives.regularizers.freelb",
+    "GradientPenalty": "longarc.objectives.regularizers.gradient_penalty",
+    "InputGradientPenalty": "longarc.objectives.regularizers.input_gradient_penalty",
+    "PGD": "longarc.objectives.regularizers.pgd",
+    "RDrop": "longarc.objectives.regularizers.r_drop",
+    "SAM": "longarc.objectives.regularizers.sam",
+    "regularized_backward": "longarc.objectives.regularizers.step",
+    "VAT": "longarc.objectives.regularizers.vat",
     "BYOL": "longarc.objectives.siamese.byol",
     "SimCLR": "longarc.objectives.siamese.simclr",
     "SimSiam": "longarc.objectives.siamese.simsiam",
@@ -82,6 +104,10 @@ _HOMES = {
 
 __all__ = [
     "BYOL",
+    "FGM",
+    "PGD",
+    "SAM",
+    "VAT",
     "AsymmetricLoss",
     "BinaryCrossEntropyLoss",
     "ClassBalancedLoss",
@@ -90,14 +116,20 @@ __all__ = [
     "DataError",
     "DiceLoss",
     "F1WeightedCrossEntropy",
+    "Flooding",
     "FocalLoss",
+    "FreeLB",
+    "GradientPenalty",
+    "InputGradientPenalty",
     "LDAMLoss",
     "LogitAdjustedLoss",
     "LongarcError",
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "RDrop",
     "RadiusMarginLoss",
+    "Regularizer",
     "Run",
     "RunError",
     "SimCLR",
@@ -113,6 +145,7 @@ __all__ = [
     "gradient_weight",
     "load_model",
     "open_run",
+    "regularized_backward",
     "set_attention",
     "set_residual_attention",
     "set_rezero",

@@ -53,6 +53,8 @@ def test_a_bad_table(longarc, tiny_model, tmp_path, name, verb):
         (["{data}", "--label", "topics"], ["topics", "topic"]),
         (["{data}", "--loss", "logit-ajusted"], ["logit-ajusted", "logit-adjusted"]),
         (["{data}", "--loss", "logit-adjusted", "--loss-options", "{{tua: 2}}"], ["tua", "tau"]),
+        (["{data}", "--regularizers", "fgn"], ["fgn", "Did you mean fgm"]),
+        (["{data}", "--regularizers", "sam, {{flooding: {{levl: 1}}}}"], ["levl", "level"]),
         (["{data}", "--loss", "binary-cross-entropy"], ["binary-cross-entropy", "label"]),
         (["{data}", "--model", "minilmm"], ["minilmm", "minilm"]),
         (["{data}", "--model", "{dir}"], ["config.json"]),

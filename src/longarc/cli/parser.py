@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
 import jsonargparse
+import yaml
 from jsonargparse import ActionYesNo
 
 from longarc.errors import close_matches
@@ -57,6 +58,10 @@ class Parser(jsonargparse.ArgumentParser):
             message = f"{self._called(wrong[1])}{found}. Expected {kind}{action.help}."
             if action.choices or "Literal" in str(getattr(action, "_typehint", "")):
                 message += f" One of {self._choices_of(action)}."
+        elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
+            action = self._action_of(unread[1].replace("-", "_"))
+            expected = f" Expected {action.help}." if action else ""
+            message = f"--{unread[1]} cannot be read: {unread[2]}.{expected}"
         elif message.startswith("Unexpected config:"):
             message = "the --config file holds no options. Expected lines such as 'epochs: 3'."
         missing = re.search(r"arguments are required: (.+)", message)
@@ -100,13 +105,31 @@ def add_options(parser: Parser, names: Sequence[str]) -> None:
             yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
             parser.add_argument(flag, action=yes_no, default=default, help=text)
         else:
-            kind = as_typed if types[field.name] == str | None else types[field.name]
+            kind = _READERS.get(types[field.name], types[field.name])
             parser.add_argument(flag, type=kind, default=default, help=text)
 
 
 def as_typed(value: object) -> str | None:
     """The option as it was typed: read as YAML, a separator ``#`` would be a comment."""
     return None if value is None else str(value)
+
+
+def as_listed(value: object) -> list | None:
+    """A list as it is typed, YAML without the brackets around it; one from a file as it is.
+
+    >>> as_listed("fgm, {sam: {rho: 0.1}}")
+    ['fgm', {'sam': {'rho': 0.1}}]
+    """
+    if not isinstance(value, str):
+        return value  # pyright: ignore[reportReturnType]
+    try:
+        inside = yaml.safe_load(f"[{value}]")
+    except yaml.YAMLError:
+        raise ValueError(f"no list can be read from {value!r}") from None
+    return inside[0] if len(inside) == 1 and isinstance(inside[0], list) else inside
+
+
+_READERS = {str | None: as_typed, list | None: as_listed}
 
 
 def shown_command(*words: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from longarc.cli.parser import Parser, add_options, shown_command
 from longarc.objectives.losses.registry import check_loss_options
+from longarc.objectives.regularizers.registry import check_regularizers
 from longarc.training.config import TrainConfig
 from longarc.training.run_folder import refuse_existing
 
@@ -24,6 +25,7 @@ def run(words: Sequence[str]) -> int:
     config.validate()
     if config.loss != "auto":
         check_loss_options(config.loss)
+    check_regularizers(config.regularizers)
     refuse_existing(config)
     from longarc.api import run_training
     from longarc.cli.terminal import quiet_libraries, terminal

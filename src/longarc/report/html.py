@@ -133,6 +133,7 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ("Label space", classes),
         ("Encoder", ", ".join(encoder) or None),
         ("Loss", str(config["loss"]) if config.get("loss") is not None else None),
+        ("Regularizers", _regularizers(config.get("regularizers"))),
         ("Second stage", second_stage(run)),
         ("Length limit", f"{thousands(limit)} tokens" if limit else None),
         ("Time", times),
@@ -144,6 +145,20 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ),
     ]
     return [(name, shorten(value, 300)) for name, value in facts if value]
+
+
+def _regularizers(chosen: Any) -> str | None:
+    """Their names with the options that were given.
+
+    >>> _regularizers(["fgm", {"flooding": {"level": 0.1}}])
+    'fgm, flooding (level 0.1)'
+    """
+    named = []
+    for entry in chosen if isinstance(chosen, list) else []:
+        for name, options in (entry if isinstance(entry, dict) else {entry: None}).items():
+            told = ", ".join(f"{k} {v}" for k, v in (options or {}).items())
+            named.append(f"{name} ({told})" if told else str(name))
+    return ", ".join(named) or None
 
 
 def metrics_table(run: SavedRun, split: str) -> dict[str, Any]:

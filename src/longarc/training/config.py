@@ -108,6 +108,12 @@ class TrainConfig:
         False, "scale the logits so that confidences fit the validation split; last of all"
     )
 
+    regularizers: list | None = option(
+        None,
+        "what a step does besides descending the loss: fgm, or several, e.g. "
+        "'fgm, {flooding: {level: 0.1}}'",
+    )
+
     epochs: float = option(3, "passes over the training data, at most")
     batch_size: int = option(16, "documents in a step on one device")
     accumulation: int = option(1, "batches summed into one update")
@@ -184,6 +190,11 @@ class TrainConfig:
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
             )
+        if self.freeze and self.regularizers:
+            raise OptionError(
+                "--freeze takes no training steps, so --regularizers would change nothing. Drop one "
+                "of the two."
+            )
         if self.freeze and self.residual_attention == "gated":
             raise OptionError(
                 "the gates of --residual-attention gated are 0 at the start, and --freeze leaves them "
@@ -220,6 +231,7 @@ class TrainConfig:
         expected = {
             bool: "True or False", int: "a whole number", float: "a number",
             str: "a string", dict: "a mapping, such as {'tau': 0.5}",
+            list: "a list, such as ['fgm', {'flooding': {'level': 0.1}}]",
         }  # fmt: skip
         for name, hint in get_type_hints(TrainConfig).items():
             value = getattr(self, name)

@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from longarc.errors import Interrupted
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import UNUSED_OUTPUTS
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
@@ -65,6 +66,7 @@ def fine_tune(
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
         loss=loss,
+        regularizers=build_regularizers(config.regularizers),
         layer_decay=config.layer_decay,
         head_learning_rate=config.head_learning_rate,
         sampling_weights=sampling_weights,

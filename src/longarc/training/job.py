@@ -28,6 +28,8 @@ from longarc.files import whole_file, whole_folder, write_json
 from longarc.models.head import final_linear
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.registry import build_loss, loss_names
+from longarc.objectives.regularizers.embeddings import check_takes_embeddings
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import training_arguments
 from longarc.training.baseline import LinearBaseline
 from longarc.training.batches import Documents
@@ -112,6 +114,8 @@ class _Job:
         if needs_head or self.config.head_start == "probe" or self._has_second_stage():
             # Refuses a model without such a layer before anything is written.
             check_head(final_linear(self.model), self.config.recipe)
+        if any(r.uses_embeddings for r in build_regularizers(self.config.regularizers)):
+            check_takes_embeddings(self.model)
         self.predictor = Predictor(
             self.model,
             self.prepared.tokenizer,
