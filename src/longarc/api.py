@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from longarc.data.columns import choose_columns
 from longarc.data.examples import read_examples
 from longarc.data.table import open_table
 from longarc.data.table_writer import check_writable, table_writer
-from longarc.errors import DataError, OptionError, close_matches
+from longarc.errors import DataError, OptionError
 from longarc.files import write_text
 from longarc.report.card import model_card
 from longarc.report.html import write_report
@@ -24,6 +23,7 @@ from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import score
 from longarc.training.job import train
+from longarc.training.option_fields import check_names
 from longarc.training.prediction import (
     Predictor,
     bfloat16_is_fast,
@@ -67,10 +67,7 @@ def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> 
     >>> run.predict(["the invoice was paid twice"])
     ['invoice']
     """
-    known = [f.name for f in dataclasses.fields(TrainConfig)]
-    for name in options:
-        if name not in known:
-            raise OptionError(f"fit has no option '{name}'. {close_matches(name, known)}")
+    check_names("fit", options, TrainConfig)
     in_memory = not isinstance(data, str | Path)
     values: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else _plain(value)
