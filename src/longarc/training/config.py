@@ -10,6 +10,7 @@ from longarc.errors import OptionError
 from longarc.training.option_fields import (
     check_choices,
     check_kinds,
+    check_only_with,
     check_out,
     check_ranges,
     differing,
@@ -17,8 +18,8 @@ from longarc.training.option_fields import (
 )
 
 _ONLY_WITH = {
-    "position_alpha": ("positions", "hierarchical"),
-    "attention_minutes": ("attention", "learned"),
+    "position_alpha": ("positions", ("hierarchical",)),
+    "attention_minutes": ("attention", ("learned",)),
 }
 """Options that would change nothing without another's value."""
 
@@ -188,12 +189,7 @@ class TrainConfig:
             )
         if self.attention_options and self.attention is None:
             raise OptionError("--attention-options needs --attention: name the kernel they are of.")
-        for name, (other, needed) in _ONLY_WITH.items():
-            if getattr(self, name) != getattr(TrainConfig, name) and getattr(self, other) != needed:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is for --{other} {needed}, and --{other} is "
-                    f"{getattr(self, other) or 'not given'}. Add that, or drop this."
-                )
+        check_only_with(self, _ONLY_WITH)
         if self.positions == "hierarchical" and self.position_alpha in (0, 0.5, 1):
             raise OptionError(
                 f"--position-alpha is {self.position_alpha:g}: expected a number between 0 and 1, "

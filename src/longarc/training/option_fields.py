@@ -69,6 +69,21 @@ def check_choices(config: Any) -> None:
             raise OptionError(f"{flag(name)} is '{value}'. {close_matches(str(value), choices)}")
 
 
+def check_only_with(config: Any, rules: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+    """Raise OptionError for an option that another's value leaves without effect.
+
+    ``rules`` has for each name the other option and the values that it is for.
+    """
+    for name, (other, needed) in rules.items():
+        if getattr(config, name) != getattr(type(config), name):
+            found = getattr(config, other)
+            if found not in needed:
+                raise OptionError(
+                    f"{flag(name)} is for {flag(other)} {' or '.join(map(str, needed))}, and "
+                    f"{flag(other)} is {found or 'not given'}. Add that, or drop this."
+                )
+
+
 def check_out(config: Any) -> None:
     """Raise OptionError unless ``out`` names a folder, and resume and overwrite go together."""
     if config.resume and config.overwrite:
