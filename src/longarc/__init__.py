@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from longarc.version import __version__
 
 if TYPE_CHECKING:
-    from longarc.api import Run, fit, open_run
+    from longarc.api import Pretraining, Run, fit, open_run, pretrain
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
     from longarc.models.attention.interface import set_attention
@@ -51,11 +51,14 @@ if TYPE_CHECKING:
     from longarc.objectives.siamese.simclr import SimCLR
     from longarc.objectives.siamese.simsiam import SimSiam
     from longarc.training.config import TrainConfig
+    from longarc.training.pretraining.config import PretrainConfig
     from longarc.training.trainer import Trainer
 
 _HOMES = {
     "fit": "longarc.api",
     "open_run": "longarc.api",
+    "pretrain": "longarc.api",
+    "Pretraining": "longarc.api",
     "Run": "longarc.api",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
@@ -99,6 +102,7 @@ _HOMES = {
     "SimCLR": "longarc.objectives.siamese.simclr",
     "SimSiam": "longarc.objectives.siamese.simsiam",
     "TrainConfig": "longarc.training.config",
+    "PretrainConfig": "longarc.training.pretraining.config",
     "Trainer": "longarc.training.trainer",
 }
 
@@ -127,6 +131,8 @@ __all__ = [
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "PretrainConfig",
+    "Pretraining",
     "RDrop",
     "RadiusMarginLoss",
     "Regularizer",
@@ -145,6 +151,7 @@ __all__ = [
     "gradient_weight",
     "load_model",
     "open_run",
+    "pretrain",
     "regularized_backward",
     "set_attention",
     "set_residual_attention",

@@ -171,6 +171,33 @@ def load_encoder(name: str | Path, *, trust_remote_code: bool = False) -> PreTra
         return encoder
 
 
+def load_masked_lm(name: str | Path) -> PreTrainedModel:
+    """A pretrained encoder with the head for masked tokens of its architecture, in float32.
+
+    A checkpoint without that head gets a new one, whose last layer is the table of tokens.
+
+    Raises :class:`~longarc.errors.ModelError` when the model cannot be found, has no such head, or
+    has positions or an attention that longarc changed.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    from longarc.models.changed import changed_settings
+
+    source = resolve_model(name)
+    with readable_errors(source):
+        if changed_settings(source):
+            raise ModelError(
+                f"{source} was changed by longarc (see its config.json), and gets no head for "
+                "masked tokens. Adapt it with --objective simcse, or mask the model it came from."
+            )
+        model, found = AutoModelForMaskedLM.from_pretrained(
+            source, output_loading_info=True, **_WEIGHTS
+        )
+        prefix = f"{model.base_model_prefix}."
+        refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
+        return model
+
+
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Open a classifier that longarc saved, whichever head it has, in evaluation mode.
 
