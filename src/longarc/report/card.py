@@ -57,27 +57,27 @@ def model_card(run: str | Path) -> str:
     ]
     share = (lengths_of(saved) or {}).get("truncated_tokens")
     options = shown_options(saved.config, saved.provenance)
-    context = dict(
-        run=saved,
-        name=saved.name,
-        rows=saved.rows(),
-        groups=saved.group_sizes(),
-        split=split,
-        table=metrics_table(saved, split),
-        verdict=verdict(saved.metrics[split]),
-        rare=sorted(rare, key=lambda item: item[1])[:FEW],
-        rare_count=len(rare),
-        unlearnt=unlearnt[:FEW],
-        unlearnt_count=len(unlearnt),
-        limit=length_limit(saved),
-        second_stage=second_stage(saved),
-        truncated=percent(share) if is_number(share) and share else None,
-        data=data_name(saved.config),
-        base=base_model(saved.config),
-        longarc_class=_needs_longarc(saved),
-        options=options,
-        fence=fence(options),
-    )
+    context = {
+        "run": saved,
+        "name": saved.name,
+        "rows": saved.rows(),
+        "groups": saved.group_sizes(),
+        "split": split,
+        "table": metrics_table(saved, split),
+        "verdict": verdict(saved.metrics[split]),
+        "rare": sorted(rare, key=lambda item: item[1])[:FEW],
+        "rare_count": len(rare),
+        "unlearnt": unlearnt[:FEW],
+        "unlearnt_count": len(unlearnt),
+        "limit": length_limit(saved),
+        "second_stage": second_stage(saved),
+        "truncated": percent(share) if is_number(share) and share else None,
+        "data": data_name(saved.config),
+        "base": base_model(saved.config),
+        "longarc_class": _needs_longarc(saved),
+        "options": options,
+        "fence": fence(options),
+    }
     body = render_card("card.md.j2", context)
     return str(ModelCard(f"---\n{_metadata(saved, split).to_yaml()}\n---\n\n{body}"))
 
