@@ -184,24 +184,30 @@ def _figure(metrics: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | 
     found: Any = metrics
     for part in path:
         found = as_dict(found).get(part)
-    value = as_dict(found).get("value") if isinstance(found, dict) else found
+    value: Any = as_dict(found).get("value") if isinstance(found, dict) else found
     if not is_number(value):
         return None
     low, high = (as_dict(found).get(k) for k in ("low", "high"))
-    whole = {"value": value, "text": _written(value), "low": low, "high": high, "interval": None}
+    whole: dict[str, Any] = {
+        "value": value,
+        "text": _written(value),
+        "low": low,
+        "high": high,
+        "interval": None,
+    }
     if is_number(low) and is_number(high):
         whole["interval"] = f"{_written(low)}–{_written(high)}"
     return whole
 
 
-def _written(value: float) -> str:
+def _written(value: Any) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def _facts(run: SavedPretraining) -> list[tuple[str, str]]:
     config, documents = run.config, run.metrics["documents"]
     provenance = as_dict(config.get("provenance"))
-    parameters = provenance.get("parameters")
+    parameters: Any = provenance.get("parameters")
     encoder = [str(config.get("model", "")), str(provenance.get("encoder") or "")]
     if is_number(parameters):
         encoder.append(f"{parameters / 1e6:.1f} M parameters")
