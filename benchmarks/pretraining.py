@@ -5,17 +5,17 @@
     python benchmarks/pretraining.py few-labels --task r52 --tables TRAIN TEST
 
 ``step``: seconds of one whole step of SimCSE (both views forward, backward, AdamW) on MiniLM,
-beside sentence-transformers' MultipleNegativesRankingLoss on the same batches, with the same weights
-and dropout, interleaved; in fp32, and in bfloat16 where the machine has it. Needs
+beside sentence-transformers' MultipleNegativesRankingLoss on the same batches, with the same
+weights and dropout, interleaved; in fp32, and in bfloat16 where the machine has it. Needs
 sentence-transformers.
 
 ``few-labels``: the training documents keep 1, 5 and 10 % of their labels, at least one of each
-class; the smaller parts lie in the larger ones. MiniLM is adapted to the texts of all other training
-documents, by each objective, and each encoder is then fine-tuned on the labelled ones alone, with
-the same options and no validation split. Each row has the figures on the test documents, their mean
-and extremes over the seeds, which draw test documents, labels, and all else, and the difference to
-MiniLM as it is with the same seed; ``tfidf-svm`` is TF-IDF + LinearSVC on the same labelled
-documents.
+class; the smaller parts lie in the larger ones. MiniLM is adapted to the texts of all other
+training documents, by each objective, and each encoder is then fine-tuned on the labelled ones
+alone, with the same options and no validation split. Each row has the figures on the test
+documents, their mean and extremes over the seeds, which draw test documents, labels, and all else,
+and the difference to MiniLM as it is with the same seed; ``tfidf-svm`` is TF-IDF + LinearSVC on the
+same labelled documents.
 """
 
 from __future__ import annotations
