@@ -145,7 +145,7 @@ def _descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _autocast(bf16: bool) -> Any:

@@ -16,9 +16,11 @@ from transformers import AutoModel, BertModel, TrainerCallback
 
 import longarc
 from longarc.errors import DataError, Interrupted, ModelError, OptionError, RunError
-from longarc.models.loading import load_tokenizer
+from longarc.models.loading import load_encoder, load_tokenizer
 from longarc.models.pooling import mean_pool
+from longarc.models.record import recorded_changes
 from longarc.training.pretraining import job
+from longarc.training.pretraining.codes import encode
 from longarc.training.pretraining.config import PretrainConfig
 from longarc.training.pretraining.folder import PretrainFolder
 from longarc.training.run_folder import open_run_folder
@@ -262,6 +264,36 @@ def test_an_interrupted_reading_goes_on(model, table, tmp_path, monkeypatch):
         bare(changed, out=tmp_path / "run", resume=True, **options)
     run = bare(table, out=tmp_path / "run", resume=True, **options)
     assert run.metrics()["documents"]["empty"] == 1
+
+
+def test_chunks_change_the_memory_and_not_the_result(tiny, table, tmp_path):
+    torch.manual_seed(0)
+    BertModel(tiny.make_config(dropout=0.0)).save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    options = {"model": str(tmp_path / "model"), "evaluations": 1, "learning_rate": 1e-4}
+    one, two = (
+        weights(bare(table, out=tmp_path / str(chunk), chunk=chunk, **options).path)
+        for chunk in (None, 3)
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_with_stretched_positions_is_adapted(tiny, table, tmp_path):
+    torch.manual_seed(0)
+    encoder, tokenizer = BertModel(tiny.make_config(dropout=0.1)), tiny.make_tokenizer()
+    longarc.stretch_positions(encoder, 200, tokenizer=tokenizer)
+    encoder.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = {"model": str(tmp_path / "model"), "max_length": 150, "evaluations": 1}
+    run = bare(table, out=tmp_path / "run", **options)
+    assert recorded_changes(load_encoder(run.model).config)["positions"]["max_length"] == 200
+    long = ["pump " * 140, "pump " * 70 + "invoice " * 70]
+    codes = encode(run, long)
+    assert float(codes[0] @ codes[1]) < 1 - 1e-4  # what stands behind token 64 is read
+    with pytest.raises(ModelError, match="was changed by longarc"):
+        bare(table, out=tmp_path / "mlm", objective="mlm", **options)
+    assert not (tmp_path / "mlm").exists()
 
 
 @pytest.mark.parametrize(
