@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from longarc.version import __version__
 
 if TYPE_CHECKING:
-    from longarc.api import Run, fit, open_run
+    from longarc.api import Pretraining, Run, fit, open_run, pretrain
     from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
@@ -48,13 +48,19 @@ if TYPE_CHECKING:
     from longarc.objectives.regularizers.sam import SAM
     from longarc.objectives.regularizers.step import regularized_backward
     from longarc.objectives.regularizers.vat import VAT
+    from longarc.objectives.siamese.byol import BYOL
+    from longarc.objectives.siamese.simclr import SimCLR
+    from longarc.objectives.siamese.simsiam import SimSiam
     from longarc.training.config import TrainConfig
+    from longarc.training.pretraining.config import PretrainConfig
     from longarc.training.trainer import Trainer
 
 _HOMES = {
-    "Run": "longarc.api",
     "fit": "longarc.api",
     "open_run": "longarc.api",
+    "pretrain": "longarc.api",
+    "Pretraining": "longarc.api",
+    "Run": "longarc.api",
     "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
@@ -94,11 +100,16 @@ _HOMES = {
     "SAM": "longarc.objectives.regularizers.sam",
     "regularized_backward": "longarc.objectives.regularizers.step",
     "VAT": "longarc.objectives.regularizers.vat",
+    "BYOL": "longarc.objectives.siamese.byol",
+    "SimCLR": "longarc.objectives.siamese.simclr",
+    "SimSiam": "longarc.objectives.siamese.simsiam",
     "TrainConfig": "longarc.training.config",
+    "PretrainConfig": "longarc.training.pretraining.config",
     "Trainer": "longarc.training.trainer",
 }
 
 __all__ = [
+    "BYOL",
     "FGM",
     "PGD",
     "SAM",
@@ -122,11 +133,15 @@ __all__ = [
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "PretrainConfig",
+    "Pretraining",
     "RDrop",
     "RadiusMarginLoss",
     "Regularizer",
     "Run",
     "RunError",
+    "SimCLR",
+    "SimSiam",
     "SoftAccuracyLoss",
     "SoftF1Loss",
     "TrainConfig",
@@ -139,6 +154,7 @@ __all__ = [
     "implicit_regularization",
     "load_model",
     "open_run",
+    "pretrain",
     "regularized_backward",
     "set_attention",
     "set_residual_attention",

@@ -8,13 +8,13 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 from jsonargparse import ActionYesNo
 
 from longarc.errors import close_matches
-from longarc.training.config import TrainConfig
 
 
 class PlainHelp(jsonargparse.DefaultHelpFormatter):
@@ -90,10 +90,10 @@ def near(option: str, known: Sequence[str]) -> str:
     return guess if guess.startswith("Did you mean") else ""
 
 
-def add_options(parser: Parser, names: Sequence[str]) -> None:
-    """Add fields of TrainConfig as options, with their types, defaults and help."""
-    types = get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
+def add_options(parser: Parser, config: type, names: Sequence[str]) -> None:
+    """Add fields of a dataclass of options, with their types, defaults and help."""
+    types = get_type_hints(config)
+    for field in dataclasses.fields(config):
         if field.name not in names:
             continue
         flag = f"--{field.name.replace('_', '-')}"
@@ -106,6 +106,24 @@ def add_options(parser: Parser, names: Sequence[str]) -> None:
         else:
             kind = _READERS.get(types[field.name], types[field.name])
             parser.add_argument(flag, type=kind, default=default, help=text)
+
+
+def help_of(config: type, name: str) -> str:
+    """The help text of one option."""
+    return next(f.metadata["help"] for f in dataclasses.fields(config) if f.name == name)
+
+
+def with_saved_config(words: list[str]) -> list[str]:
+    """``--resume --out RUN`` alone goes on with the options the run was started with."""
+    if "--resume" not in words or any(word.split("=")[0] == "--config" for word in words):
+        return words
+    for i, word in enumerate(words):
+        out = word.partition("=")[2] if word.startswith("--out=") else None
+        if word == "--out" and i + 1 < len(words):
+            out = words[i + 1]
+        if out and (saved := Path(out).expanduser() / "config.yaml").is_file():
+            return ["--config", str(saved), *words]
+    return words
 
 
 def as_typed(value: object) -> str | None:

@@ -14,10 +14,12 @@ from longarc.report.comparison import comparison_context
 from longarc.report.drawing import shorten
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
 from longarc.report.page import render
+from longarc.report.pretraining import pretraining_context, read_pretraining
 from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
 from longarc.report.recipe import recipe_tables, second_stage, without_prior
 from longarc.report.saved import SavedRun, is_number, read_run
+from longarc.training.run_folder import is_pretraining
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
 WORST_ERRORS = 20
@@ -30,6 +32,8 @@ CONFIG = 60_000
 
 def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write the report of one run, or a comparison of several, and return its path.
+
+    A run of ``longarc pretrain`` gets a page of its own kind, and cannot be compared.
 
     The file holds its style and its charts (SVG) and asks for nothing from anywhere: no script,
     no font, no image. It stays under 3 MB.
@@ -57,11 +61,14 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     target = Path(folders[0]) / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise RunError(f"{target} is a folder; expected a file, e.g. {target / 'report.html'}.")
-    saved = [read_run(folder) for folder in folders]
-    if len(saved) == 1:
-        page = render("run.html.j2", run_context(saved[0]))
+    if len(folders) == 1 and is_pretraining(folders[0]):
+        page = render("pretraining.html.j2", pretraining_context(read_pretraining(folders[0])))
     else:
-        page = render("comparison.html.j2", comparison_context(saved, target))
+        saved = [read_run(folder) for folder in folders]
+        if len(saved) == 1:
+            page = render("run.html.j2", run_context(saved[0]))
+        else:
+            page = render("comparison.html.j2", comparison_context(saved, target))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, page)
     return target

@@ -28,16 +28,20 @@ def training_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
     span = (min(0, *steps), max(steps))
 
     drawn = [
-        _curve(
-            "Loss", [("training", train, "loss"), ("validation", validation, "loss")], span, best
+        curve(
+            "Loss",
+            [("training", train, "loss"), ("validation", validation, "loss")],
+            span,
+            best,
+            zero=True,
         ),
-        _curve(
+        curve(
             "Validation",
             [("macro-F1", validation, "macro_f1"), ("accuracy", validation, "accuracy")],
             span,
             best,
         ),
-        _curve("Learning rate", [("learning rate", train, "learning_rate")], span, best),
+        curve("Learning rate", [("learning rate", train, "learning_rate")], span, best, rate=True),
     ]
     return [p for p in drawn if p is not None]
 
@@ -56,12 +60,20 @@ def _by_step(item: tuple[tuple[Any, Any], Any]) -> Any:
     return item[0][1]
 
 
-def _curve(
+def curve(
     title: str,
     series: Sequence[tuple[str, Sequence[dict[str, Any]], str]],
     span: tuple[int, int],
-    best: int | float | None,
+    mark: int | float | None,
+    *,
+    rate: bool = False,
+    zero: bool = False,
 ) -> Panel | None:
+    """Series of records by step: (name, records, key of the value), with one step marked.
+
+    ``rate`` draws a learning rate, lower and with the title of the axis; ``zero`` keeps 0 in view,
+    as it is for a loss. None if there is nothing to draw.
+    """
     import altair as alt
 
     values: list[dict[str, Any]] = []
@@ -71,7 +83,6 @@ def _curve(
     if not values:
         return None
     names = [name for name, _, _ in series if any(v["series"] == name for v in values)]
-    rate = title == "Learning rate"
     few = {n for n in names if sum(v["series"] == n for v in values) <= 40}
 
     def make(width: int) -> Any:
@@ -84,7 +95,7 @@ def _curve(
         )
         y = alt.Y(
             "value:Q",
-            scale=alt.Scale(zero=rate or title == "Loss", nice=True),
+            scale=alt.Scale(zero=rate or zero, nice=True),
             title=None,
             axis=alt.Axis(
                 tickCount=2 if rate else 4,
@@ -111,9 +122,9 @@ def _curve(
                 .mark_point(filled=True, size=34, opacity=1)
                 .encode(x=x, y=y, color=alt.Color("series:N", scale=palette, legend=None))
             )
-        if best is not None:
-            mark = alt.Chart(data_of([{"step": best}]))
-            layers.append(mark.mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x=x))
+        if mark is not None:
+            rule = alt.Chart(data_of([{"step": mark}]))
+            layers.append(rule.mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x=x))
         return alt.layer(*layers).properties(
             width=width,
             height=110 if rate else 190,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from longarc.errors import OptionError, close_matches
-
-
-def option(default: Any, help: str) -> Any:  # noqa: A002
-    """A dataclass field whose help text the command line shows."""
-    return field(default=default, metadata={"help": help})
-
+from longarc.errors import OptionError
+from longarc.training.option_fields import (
+    check_choices,
+    check_kinds,
+    check_only_with,
+    check_out,
+    check_ranges,
+    differing,
+    option,
+)
 
 _ONLY_WITH = {
-    "position_alpha": ("positions", "hierarchical"),
-    "attention_minutes": ("attention", "learned"),
+    "position_alpha": ("positions", ("hierarchical",)),
+    "attention_minutes": ("attention", ("learned",)),
 }
 """Options that would change nothing without another's value."""
 
@@ -153,8 +153,8 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Refuse values of the wrong kind or out of range, before any work: OptionError."""
-        self._check_kinds()
-        ranges = {
+        check_kinds(self)
+        ranges: dict[str, tuple[float, float | None]] = {
             "validation_fraction": (0, 0.9), "test_fraction": (0, 0.9), "epochs": (0, None),
             "batch_size": (1, None), "accumulation": (1, None), "learning_rate": (0, None),
             "layer_decay": (0, 1), "weight_decay": (0, None), "warmup": (0, 1),
@@ -164,21 +164,8 @@ class TrainConfig:
             "recipe_tau": (-10, 10), "hybrid": (0, None), "position_alpha": (0, 1),
             "attention_minutes": (0, None),
         }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise OptionError(f"--{name.replace('_', '-')} is {value!r}: expected a number.")
-            if not low <= value <= (high if high is not None else float("inf")):
-                bound = f"between {low} and {high}" if high is not None else f"at least {low}"
-                raise OptionError(f"--{name.replace('_', '-')} is {value}: expected {bound}.")
-        for name, hint in get_type_hints(TrainConfig).items():
-            value, choices = getattr(self, name), get_args(hint)
-            if get_origin(hint) is Literal and value not in choices:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is '{value}'. {close_matches(str(value), choices)}"
-                )
+        check_ranges(self, ranges)
+        check_choices(self)
         if self.freeze and self.head_start == "scratch":
             raise OptionError(
                 "--freeze trains the probe alone, so --head-start scratch leaves nothing to do. "
@@ -202,12 +189,7 @@ class TrainConfig:
             )
         if self.attention_options and self.attention is None:
             raise OptionError("--attention-options needs --attention: name the kernel they are of.")
-        for name, (other, needed) in _ONLY_WITH.items():
-            if getattr(self, name) != getattr(TrainConfig, name) and getattr(self, other) != needed:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is for --{other} {needed}, and --{other} is "
-                    f"{getattr(self, other) or 'not given'}. Add that, or drop this."
-                )
+        check_only_with(self, _ONLY_WITH)
         if self.positions == "hierarchical" and self.position_alpha in (0, 0.5, 1):
             raise OptionError(
                 f"--position-alpha is {self.position_alpha:g}: expected a number between 0 and 1, "
@@ -220,30 +202,7 @@ class TrainConfig:
             )
         if not self.validates:
             self._refuse_choices()
-        if self.resume and self.overwrite:
-            raise OptionError(
-                "--resume keeps the run and --overwrite deletes it. Drop one of them."
-            )
-        if not self.out:
-            raise OptionError("no run folder named. Add --out runs/NAME.")
-
-    def _check_kinds(self) -> None:
-        expected = {
-            bool: "True or False", int: "a whole number", float: "a number",
-            str: "a string", dict: "a mapping, such as {'tau': 0.5}",
-            list: "a list, such as ['fgm', {'flooding': {'level': 0.1}}]",
-        }  # fmt: skip
-        for name, hint in get_type_hints(TrainConfig).items():
-            value = getattr(self, name)
-            kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-            if (value is None and NoneType in kinds) or get_origin(hint) is Literal:
-                continue
-            kind = kinds[0]
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is {value!r}: expected {expected[kind]}."
-                )
+        check_out(self)
 
     def _refuse_choices(self) -> None:
         """Without a validation split nothing can be chosen, so everything has to be named."""
@@ -272,5 +231,4 @@ class TrainConfig:
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Options that change the outcome and differ, as name → (this, other)."""
         free = {"out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline"}
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return {k: (mine[k], theirs[k]) for k in mine if k not in free and mine[k] != theirs[k]}
+        return differing(self, other, free)

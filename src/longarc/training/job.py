@@ -35,7 +35,7 @@ from longarc.training.baseline import LinearBaseline
 from longarc.training.batches import Documents
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.config import TrainConfig
-from longarc.training.disk_space import refuse_full_disk
+from longarc.training.disk_space import CHECKPOINTS, refuse_full_disk
 from longarc.training.evaluation import (
     score,
     score_decisions,
@@ -159,7 +159,7 @@ class _Job:
 
     def _open_folder(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
-        refuse_full_disk(self.config, parameters)
+        refuse_full_disk(self.config.run, parameters, 1 if self.config.freeze else 1 + CHECKPOINTS)
         origin = describe_origin(
             self.prepared.data_sha256,
             encoder=type(self.model.base_model).__name__,

@@ -1,0 +1,1 @@
+"""Self-supervision from two views of an input: one objective a file, over any encoder."""
