@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from longarc.objectives.regularizers.step import regularized_backward
     from longarc.objectives.regularizers.vat import VAT
     from longarc.training.config import TrainConfig
+    from longarc.training.path_recorder import PathRecorder
     from longarc.training.trainer import Trainer
 
 _HOMES = {
@@ -93,6 +94,7 @@ _HOMES = {
     "regularized_backward": "longarc.objectives.regularizers.step",
     "VAT": "longarc.objectives.regularizers.vat",
     "TrainConfig": "longarc.training.config",
+    "PathRecorder": "longarc.training.path_recorder",
     "Trainer": "longarc.training.trainer",
 }
 
@@ -120,6 +122,7 @@ __all__ = [
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "PathRecorder",
     "RDrop",
     "RadiusMarginLoss",
     "Regularizer",
