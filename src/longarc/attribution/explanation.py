@@ -12,20 +12,22 @@ from longarc.errors import OptionError
 
 
 class Contribution(NamedTuple):
-    """One training example's part: its index, its label and the signed amount."""
+    """One training example's part: its index, its label, the signed amount, and its text."""
 
     document: int
     label: str | None
     value: float
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class Explanation:
     """A number and the sum it is made of.
 
-    ``initial + contributions.sum() + decay + elsewhere + residual == final``: each term is what
-    moved the number while its cause moved the weights. Contributions are not counterfactual: they
-    say which examples' gradients made the number, not what training without them would give.
+    ``initial + contributions.sum() + decay + elsewhere + afterwards + residual == final``: each
+    term is how far the number moved while its cause moved the weights. Contributions are not
+    counterfactual: they say which examples' gradients made the number, not what training without
+    them would give.
 
     Attributes:
         name: what is explained.
@@ -35,16 +37,19 @@ class Explanation:
         steps: (T,) the sum of the contributions of each step's examples.
         decay: of weight decay.
         elsewhere: of parameters that were left out of the explanation.
+        afterwards: of what changed the model after its training: a recipe's second stage, a
+            temperature, a hybrid's linear scores.
         quadrature: what is known to be missing because segments were integrated with few nodes.
         tolerance: the bound asked for on |quadrature|, in the units of the number.
         within: whether that bound held in every step.
         labels: (N,) names of the training examples' classes, if known.
+        texts: (N,) the training examples, if known.
 
     >>> e = Explanation("logit of a", 0.0, 1.0, np.array([0.8, -0.1, 0.25]), np.array([0.95]),
     ...                 decay=0.04, labels=("a", "b", "a"))
     >>> e.supporting(1), e.opposing(1)
-    ([Contribution(document=0, label='a', value=0.8)],
-     [Contribution(document=1, label='b', value=-0.1)])
+    ([Contribution(document=0, label='a', value=0.8, text=None)],
+     [Contribution(document=1, label='b', value=-0.1, text=None)])
     >>> e.by_class()
     {'a': 1.05, 'b': -0.1}
     >>> round(e.residual, 12)
@@ -58,16 +63,18 @@ class Explanation:
     steps: np.ndarray
     decay: float = 0.0
     elsewhere: float = 0.0
+    afterwards: float = 0.0
     quadrature: float = 0.0
     tolerance: float = 0.0
     within: bool = True
     labels: Sequence[str] | None = field(default=None, repr=False)
+    texts: Sequence[str] | None = field(default=None, repr=False)
 
     @property
     def residual(self) -> float:
         """What no term accounts for: the quadrature's error, and rounding."""
         parts = float(self.contributions.sum()) + self.decay + self.elsewhere
-        return self.final - self.initial - parts
+        return self.final - self.initial - parts - self.afterwards
 
     @property
     def relative_residual(self) -> float:
@@ -122,6 +129,7 @@ class Explanation:
             "contributions": float(self.contributions.sum()),
             "decay": self.decay,
             "elsewhere": self.elsewhere,
+            "afterwards": self.afterwards,
             "residual": self.residual,
             "relative_residual": self.relative_residual,
             "quadrature": self.quadrature,
@@ -140,5 +148,6 @@ class Explanation:
             value = float(self.contributions[i])
             if (value > 0) if above else (value < 0):
                 label = None if self.labels is None else self.labels[i]
-                found.append(Contribution(int(i), label, value))
+                text = None if self.texts is None else self.texts[i]
+                found.append(Contribution(int(i), label, value, text))
         return found

@@ -315,7 +315,8 @@ class PathRecorder(TrainerCallback):
         if (free := shutil.disk_usage(place).free + there) < needed:
             raise OptionError(
                 f"the training path takes up to {needed / 1e9:.2f} GB, and {place} has "
-                f"{free / 1e9:.2f} GB free. Free some, lower the path budget, or name another folder."
+                f"{free / 1e9:.2f} GB free. Free some, lower the path budget, or name another "
+                "folder."
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -206,6 +206,20 @@ class PathWriter:
         """Write the rows of the current segment."""
         if self.rows:
             write_rows(self.folder / f"steps-{self.start:08d}.parquet", self.rows)
+
+
+def save_training(file: Path, texts: Sequence[str], labels: Sequence[Any]) -> None:
+    """Write the training documents in their order; a document's several labels as a list."""
+    with whole_file(file) as temporary:
+        pq.write_table(pa.table({"text": list(texts), "label": list(labels)}), temporary)
+
+
+def load_training(file: Path) -> tuple[list[str], list[Any]]:
+    """Read what :func:`save_training` wrote."""
+    if not file.is_file():
+        raise RunError(f"{file} is missing: expected the training documents of the path beside it.")
+    table = pq.read_table(file)
+    return table["text"].to_pylist(), table["label"].to_pylist()
 
 
 def write_rows(file: Path, rows: Iterable[RecordedBatch]) -> None:
