@@ -5,7 +5,8 @@
 MiniLM with a new head on licence categories: AdamW with warm-up, linear decay, weight decay and
 clipping, dropout 0.1, float32. It is trained without a recorder and with one, then the recorder
 verifies its path, then the logits of test texts (the predicted class) are explained, so many
-together. Each explanation is a row: seconds of wall time and of CPU time, relative to the training's,
+together. A row for each number of queries: seconds on the clock and of the processor, also over the
+training's,
 growth of the resident peak, and the spread of the relative residual over the queries.
 """
 
@@ -58,13 +59,13 @@ def measure_all(folder: Path, chosen: argparse.Namespace) -> None:
     held_out = Documents(examples.texts[chosen.documents :], tokenizer, chosen.tokens)
     collate = PaddedBatches(tokenizer, chosen.tokens)
 
-    def train(callbacks: list[Any]) -> longarc.Trainer:
+    def train(callbacks: list[Any], steps: int = chosen.steps) -> longarc.Trainer:
         torch.manual_seed(0)
-        model = load_classifier("minilm", num_labels=len(space))
+        model = load_classifier("minilm", labels=space.names)
         trainer = longarc.Trainer(
             model,
             TrainingArguments(
-                str(folder), per_device_train_batch_size=chosen.batch, max_steps=chosen.steps,
+                str(folder), per_device_train_batch_size=chosen.batch, max_steps=steps,
                 learning_rate=1e-4, warmup_steps=0.1, weight_decay=0.01, max_grad_norm=1.0,
                 use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True,
                 remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=10_000,
@@ -77,7 +78,7 @@ def measure_all(folder: Path, chosen: argparse.Namespace) -> None:
         trainer.train()
         return trainer
 
-    train([])  # warms up
+    train([], steps=1)  # warms up
     plain, _ = timed(lambda: train([]))
     recorder = longarc.PathRecorder(folder / "path")
     recorded, trainer = timed(lambda: train([recorder]))

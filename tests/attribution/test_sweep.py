@@ -277,6 +277,17 @@ def test_parameters_outside_known_layers_take_the_forward_mode(record, small):
     adds_up(run.explain(tolerance=TIGHT))
 
 
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_weight_that_two_layers_share(record, small, odd):
+    model = small.Net(odd=odd)
+    model.again = torch.nn.Linear(6, 6).double()
+    model.tied = torch.nn.Linear(6, 6).double()
+    model.tied.weight = model.again.weight
+    first = model.first.forward
+    model.first.forward = lambda x: model.tied(torch.tanh(model.again(first(x))))
+    adds_up(record(model=model, **ADAMW).explain(tolerance=TIGHT))
+
+
 def test_layers_and_forward_mode_agree_on_a_bert_with_dropout(tiny):
     tokenizer = tiny.make_tokenizer()
     texts, target = tiny.make_table(5)

@@ -34,19 +34,11 @@ def by_layers(
         directions: of the parameters that count.
         backward: passes the batch through the model and back; returns the logits (b, …).
     """
-    owners = {
-        f"{name}.{own}" if name else own: (module, own)
-        for name, module in model.named_modules()
-        for own, _ in module.named_parameters(recurse=False)
-    }
     modules: dict[nn.Module, dict[str, Tensor]] = {}
-    for name, direction in directions.items():
-        module, own = owners[name]
+    for module, own, direction in _places(model, directions):
         if type(module) not in _LAYERS:
             return None
         modules.setdefault(module, {})[own] = direction
-    if len({id(p) for m in modules for p in m.parameters(recurse=False)}) < len(directions):
-        return None
     pieces: list[Tensor] = []
     odd = False
 
@@ -90,12 +82,7 @@ def by_forward_mode(
     Args:
         forward: passes the batch through the model as it stands; returns the logits (b, …).
     """
-    places = [
-        (module, own, directions[name])
-        for prefix, module in model.named_modules()
-        for own in list(module._parameters)
-        if (name := f"{prefix}.{own}" if prefix else own) in directions
-    ]
+    places = _places(model, directions)
     rows = []
     for q in range(len(next(iter(directions.values())))):
         kept = [getattr(module, own) for module, own, _ in places]
@@ -116,6 +103,17 @@ def by_forward_mode(
                     delattr(module, own)
                 module._parameters[own] = parameter
     return torch.stack(rows)
+
+
+def _places(model: nn.Module, directions: Directions) -> list[tuple[nn.Module, str, Tensor]]:
+    """Where each parameter is held, and its directions; one that is shared, in several places."""
+    by_parameter = {p: directions[n] for n, p in model.named_parameters() if n in directions}
+    return [
+        (module, own, by_parameter[parameter])
+        for module in model.modules()
+        for own, parameter in module._parameters.items()
+        if parameter in by_parameter
+    ]
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def bars(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts.append(("weight decay", entry["decay"]))
     for key, name in (
         ("elsewhere", "other parameters"),
-        ("afterwards", "second stage and the like"),
+        ("afterwards", "the second stage"),
     ):
         if entry[key]:
             parts.append((name, entry[key]))
