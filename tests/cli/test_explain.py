@@ -104,7 +104,7 @@ def test_in_python_one_text_or_several(recorded):
     head = run.explain("pump oil", parameters=lambda name: name.startswith("classifier"))
     assert head.elsewhere != 0
     assert head.final == pytest.approx(one.final)
-    with pytest.raises(OptionError, match="no label 'pum'. Did you mean pump"):
+    with pytest.raises(OptionError, match=r"no label 'pum'\. Did you mean pump"):
         run.explain("x", label="pum")
 
 

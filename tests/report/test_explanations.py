@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from longarc.errors import OptionError
@@ -24,7 +26,7 @@ def test_each_bar_begins_where_the_one_before_ended(entry):
     entry["by_class"] = {f"class {i}": 0.15 for i in range(10)}
     found = bars(entry)
     assert found[0]["to"] == entry["initial"]
-    for before, after in zip(found[:-2], found[1:-1], strict=True):
+    for before, after in pairwise(found[:-1]):
         assert after["from"] == before["to"]
     assert found[-2]["to"] == pytest.approx(found[-1]["to"])
     assert found[-1]["to"] == entry["final"]

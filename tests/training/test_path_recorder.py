@@ -133,6 +133,16 @@ def test_resuming_from_before_the_last_record_drops_what_lies_after(tiny, tmp_pa
     assert exact(recorder.verify())
 
 
+def test_resuming_with_other_options_is_refused(tiny, tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 5, "load_best_model_at_end": False}
+    tiny.make_resumable(tmp_path, callbacks=(PathRecorder(),), num_train_epochs=1, **steps).train()
+    other = tiny.make_resumable(
+        tmp_path, callbacks=(PathRecorder(),), weight_decay=0.5, num_train_epochs=2, **steps
+    )
+    with pytest.raises(RunError, match=r"other groups than .*0\.01.*0\.5"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
 def test_resuming_without_a_record_of_the_start_is_refused(tiny, tmp_path):
     steps = {
         "save_strategy": "steps",

@@ -58,6 +58,7 @@ def run(words: Sequence[str]) -> int:
     from longarc.errors import OptionError
     from longarc.options import check_choice, check_whole
     from longarc.training.progress import Reporter
+    from longarc.training.recorded_path import RecordedPath
 
     quiet_libraries()
     check_choice("method", chosen.method, ("exact",))
@@ -70,7 +71,9 @@ def run(words: Sequence[str]) -> int:
     opened = open_run(chosen.run)
     texts = [chosen.text] if chosen.data is None else _read(opened, chosen)
     console = terminal(to_stderr=chosen.json)
-    with Reporter(console).task("replaying the training") as advance:
+    recorded = opened.folder.recorded
+    steps = RecordedPath(recorded).kept if recorded.is_dir() else None
+    with Reporter(console).task("replaying the training", steps) as advance:
         found = opened.explain(
             texts, label=chosen.label, of=chosen.of, tolerance=chosen.tolerance, advance=advance
         )

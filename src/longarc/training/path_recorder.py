@@ -42,8 +42,9 @@ class PathRecorder(TrainerCallback):
     from the model's logits. For each batch it keeps which documents were in it, the gradient of the
     loss with respect to the logits, and the random state that dropout drew from; every ~√T of T
     steps also the trained parameters with the optimizer's state. From that
-    :class:`~longarc.training.replay.Replay` repeats every step, and ``longarc.explain`` says what
-    each document did. Training itself is not changed by a bit.
+    :class:`~longarc.training.replay.Replay` repeats every step, and
+    :func:`longarc.attribution.sweep.explain` says what each document did (docs/explanations.md).
+    Training itself is not changed by a bit.
 
     A resumed training goes on with its path.
 
@@ -122,7 +123,6 @@ class PathRecorder(TrainerCallback):
         self._refuse_full_disk(folder)
         self.writer = PathWriter(folder, about)
         if state.global_step:
-            self.writer.about["every"] = RecordedPath(folder).about["every"]
             self.writer.go_on(state.global_step)
         else:
             self.writer.create(self._constants())

@@ -171,9 +171,17 @@ class PathWriter:
     def go_on(self, step: int) -> None:
         """Go on from a step: what was recorded after it is dropped.
 
-        Raises RunError where the record does not reach so far.
+        Raises RunError where the record does not reach so far, or is of another training.
         """
         path = RecordedPath(self.folder)
+        self.about["every"] = path.about["every"]
+        for name in ("documents", "autocast", "max_grad_norm", "optimizer", "groups"):
+            if path.about[name] != self.about[name]:
+                raise RunError(
+                    f"training resumes with other {name} than the path in {self.folder} was "
+                    f"recorded with: {_brief(path.about[name])} then, {_brief(self.about[name])} "
+                    "now. Resume with the same, or train without a recorder."
+                )
         if step > 0:
             last = (step - 1) // self.every * self.every
             if path.end < step or last not in path.snapshots:
@@ -185,6 +193,7 @@ class PathWriter:
             self.start, self.rows = last, kept
         self.cut(step)
         self.flush()
+        self.save_about()
 
     def cut(self, step: int) -> None:
         """Remove snapshots after a step, and rows from it on."""
@@ -300,6 +309,14 @@ def plan_disk(steps: int, snapshot: int, constants: int, row: int, budget: float
     every = max(math.isqrt(max(steps, 1)), math.ceil(steps / (affordable - 1)), 1)
     number = math.ceil(steps / every) + 1
     return DiskPlan(every, number, fixed + number * snapshot)
+
+
+def _brief(value: Any) -> str:
+    """A few words of it: groups list every parameter."""
+    if isinstance(value, list):
+        value = [group["options"] for group in value]
+    text = str(value)
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
