@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from longarc.objectives.siamese.simclr import SimCLR
     from longarc.objectives.siamese.simsiam import SimSiam
     from longarc.training.config import TrainConfig
+    from longarc.training.path_recorder import PathRecorder
     from longarc.training.pretraining.config import PretrainConfig
     from longarc.training.trainer import Trainer
 
@@ -104,6 +105,7 @@ _HOMES = {
     "SimCLR": "longarc.objectives.siamese.simclr",
     "SimSiam": "longarc.objectives.siamese.simsiam",
     "TrainConfig": "longarc.training.config",
+    "PathRecorder": "longarc.training.path_recorder",
     "PretrainConfig": "longarc.training.pretraining.config",
     "Trainer": "longarc.training.trainer",
 }
@@ -133,6 +135,7 @@ __all__ = [
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "PathRecorder",
     "PretrainConfig",
     "Pretraining",
     "RDrop",

@@ -276,6 +276,56 @@ class Run:
                 write(batch)
         return out
 
+    def explain(
+        self,
+        texts: str | Sequence[str],
+        *,
+        label: str | None = None,
+        of: str = "logit",
+        tolerance: float = 1e-3,
+        parameters: Callable[[str], bool] | None = None,
+        advance: Callable[[float], Any] | None = None,
+    ) -> Any:
+        """The training documents that made a prediction, with contributions that add up.
+
+        The recorded training is replayed, twice, whatever the number of texts: give all texts that
+        are wanted at once. See ``docs/explanations.md`` for what the numbers mean.
+
+        Args:
+            texts: one text, or a list of them.
+            label: the class whose score is explained; None for the one with the highest.
+            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``.
+            tolerance: bound on what the integration may leave out, as a part of how far the number
+                moved in training.
+            parameters: which of the trained parameters to explain by, by name; None for all.
+            advance: is called with 1 for each step of the training.
+
+        Returns:
+            An :class:`~longarc.attribution.explanation.Explanation`, or a list of them for a list.
+
+        Raises:
+            RunError: the run recorded no path.
+        """
+        from longarc.attribution.of_run import explain_run
+
+        one = isinstance(texts, str)
+        found = explain_run(
+            self.folder,
+            self._exact_predictor(),
+            _as_texts([texts] if one else texts, "texts"),
+            label=label,
+            of=of,
+            tolerance=tolerance,
+            parameters=parameters,
+            advance=advance,
+        )
+        return found[0] if one else found
+
+    def _exact_predictor(self) -> Predictor:
+        """The predictor in float32: a contribution is not to be lost in bfloat16's rounding."""
+        mine = self.predictor
+        return Predictor(mine.model, mine.tokenizer, max_length=mine.max_length, offset=mine.offset)
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
         return write_report(self.path, Path(out).expanduser() if out is not None else None)

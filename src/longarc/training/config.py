@@ -140,6 +140,11 @@ class TrainConfig:
         True, "put documents of similar length into a batch, to save padding"
     )
 
+    record_path: bool = option(
+        False, "keep the path of the training, which longarc explain needs; in float32 unless named"
+    )
+    path_budget: float = option(10.0, "gigabytes that the path may take")
+
     seed: int = option(0, "seed of split, head, order and dropout")
     device: Literal["auto", "cpu"] = option("auto", "auto: a GPU where there is one")
     checkpoint_minutes: float = option(10.0, "save resumable state this often, besides every epoch")
@@ -162,7 +167,7 @@ class TrainConfig:
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
             "seed": (0, 2**32 - 1), "recipe_minutes": (0, None),
             "recipe_tau": (-10, 10), "hybrid": (0, None), "position_alpha": (0, 1),
-            "attention_minutes": (0, None),
+            "attention_minutes": (0, None), "path_budget": (0, None),
         }  # fmt: skip
         check_ranges(self, ranges)
         check_choices(self)
@@ -182,6 +187,10 @@ class TrainConfig:
                 "--freeze takes no training steps, so --regularizers would change nothing. Drop one "
                 "of the two."
             )
+        if self.record_path:
+            self._refuse_unrecordable()
+        elif self.path_budget != TrainConfig.path_budget:
+            raise OptionError("--path-budget is for --record-path. Add that, or drop this.")
         if self.freeze and self.residual_attention == "gated":
             raise OptionError(
                 "the gates of --residual-attention gated are 0 at the start, and --freeze leaves them "
@@ -218,6 +227,18 @@ class TrainConfig:
                 f"{named} needs a validation split, and --validation-fraction is 0. Drop it, {fix}"
             )
 
+    def _refuse_unrecordable(self) -> None:
+        """What the recorder would refuse, before any work; it says why at more length."""
+        for name, applies, why in (
+            ("--freeze", self.freeze, "takes no training steps, so there is no path"),
+            ("--regularizers", self.regularizers, "go through the model several times a step"),
+            ("--loss radius-margin", self.loss == "radius-margin", "reads the head's weights"),
+        ):
+            if applies:
+                raise OptionError(
+                    f"--record-path and {name} exclude each other: {name} {why}. Drop one of them."
+                )
+
     @property
     def validates(self) -> bool:
         """Whether there is a validation split."""
@@ -230,5 +251,8 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Options that change the outcome and differ, as name → (this, other)."""
-        free = {"out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline"}
+        free = {
+            "out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline",
+            "path_budget",
+        }  # fmt: skip
         return differing(self, other, free)

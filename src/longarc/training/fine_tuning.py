@@ -16,6 +16,7 @@ from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import validation_metrics
+from longarc.training.path_recorder import PathRecorder
 from longarc.training.progress import Advance
 from longarc.training.run_folder import RunFolder
 from longarc.training.trainer import Trainer
@@ -38,11 +39,13 @@ def fine_tune(
     sampling_weights: np.ndarray | None = None,
     resume_from: str | None = None,
     advance: Advance | None = None,
+    recorder: PathRecorder | None = None,
 ) -> int | None:
     """Train ``model`` in place; return the step whose weights it has, None for the last.
 
     With ``validation`` that is the best by macro-F1, the start included. ``resume_from`` is a
-    checkpoint, and ``advance`` is told of the part done, in the process that speaks.
+    checkpoint, and ``advance`` is told of the part done, in the process that speaks. ``recorder``
+    keeps the path.
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, once the state is saved.
@@ -57,6 +60,8 @@ def fine_tune(
         callbacks.append(Bar(advance))
     if config.patience and validation is not None:
         callbacks.append(EarlyStoppingCallback(config.patience))
+    if recorder is not None:
+        callbacks.append(recorder)  # last, when the others have asked for their checkpoints
     trainer = Trainer(
         model,
         args,

@@ -92,6 +92,16 @@ class RunFolder:
         """How near a learned attention comes to the exact one; absent from a run without it."""
         return self.path / "attention.json"
 
+    @property
+    def recorded(self) -> Path:
+        """The path of the training; absent from a run that recorded none."""
+        return self.path / "path"
+
+    @property
+    def training_file(self) -> Path:
+        """The training documents of a recorded path, in the order it counts them."""
+        return self.recorded / "training.parquet"
+
     def config(self) -> Any:
         """The options of the run, defaults of a newer version filled in."""
         values = self._values()

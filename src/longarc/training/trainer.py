@@ -26,6 +26,7 @@ from longarc.training.checkpoint import (
     save_random_state,
 )
 from longarc.training.parameters import parameter_groups
+from longarc.training.path_recorder import check_recordable
 from longarc.training.regularized_step import check_regularizers, regularized_step
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ class Trainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = loss is not None
         self._sampler: SeededSampler | None = None
         self._update: Sequence[dict[str, Any]] = ()
+
+    def train(self, *positional: Any, **keywords: Any) -> Any:
+        """Train as transformers' does; refuse first what a path recorder among us cannot record."""
+        check_recordable(self)
+        return super().train(*positional, **keywords)
 
     # The loss of a step
 
