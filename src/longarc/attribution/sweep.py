@@ -123,6 +123,7 @@ class _Sweep:
         # U, and with Nesterov's momentum the direction that differs from it.
         self.gathered = {n: p.new_zeros(len(queries), *p.shape) for n, p in self.chosen.items()}
         self.layers_serve = True
+        self.layers_checked = False
 
     def run(self, end: int, labels: Sequence[str] | None) -> list[Explanation]:
         segments = self.path.segments(end)
@@ -331,7 +332,11 @@ class _Sweep:
             return torch.zeros(len(self.queries), len(batch.documents))
         products = None
         if self.layers_serve:
+            self.model.zero_grad()
             products = by_layers(self.model, directions, partial(self._backward, batch, inputs))
+            if products is not None and not self.layers_checked:
+                products = products if self._sums_agree(products, directions) else None
+                self.layers_checked = True
             self.model.zero_grad()
             self.layers_serve = products is not None
         if products is None:
@@ -339,6 +344,22 @@ class _Sweep:
             gradient = batch.gradient.to(next(iter(directions.values())))
             products = by_forward_mode(self.model, directions, forward, gradient)
         return gain * products
+
+    def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:
+        """Whether the examples' products add up to that of the whole gradient, within rounding.
+
+        They do not where a layer computes something else than its type says.
+        """
+        bound = 0.05 if self.path.about["autocast"] else 1e-3
+        for q, each in enumerate(products):
+            whole = sum(
+                _dot(d[q], gradient)
+                for n, d in directions.items()
+                if (gradient := self.all[n].grad) is not None
+            )
+            if abs(float(each.sum()) - whole) > bound * float(each.abs().sum()):
+                return False
+        return True
 
     def _backward(self, batch: RecordedBatch, inputs: Mapping[str, Any]) -> Tensor:
         logits = self.replay.logits(batch, inputs)
