@@ -32,6 +32,9 @@ from longarc.training.replay import Replay, logits_of
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Gauss–Legendre rules to try on a segment, in this order."""
 
+BLOCK = 4096
+"""Numbers in a block of an inner product."""
+
 
 def explain(
     path: RecordedPath,
@@ -224,18 +227,23 @@ class _Sweep:
             mean = self._mean_gradient(tape, q, start, delta, parts)
             book = self.books[q]
             for name, coefficients in update.items():  # the step left the other parameters alone
-                gradient = mean.get(name, torch.zeros(()).to(start))
+                gradient = mean.get(name)
                 if name not in self.chosen:
-                    book.elsewhere += _dot(gradient, parts[name])
+                    if gradient is not None:
+                        book.elsewhere += _dot(gradient, parts[name])
                     continue
-                if coefficients.decoupled:
-                    book.decay -= coefficients.decoupled * _dot(gradient, before[name])
-                scale = coefficients.scale
-                moved = gradient * (scale.to(gradient) if isinstance(scale, Tensor) else scale)
-                row = self.gathered[name][q]
-                row.mul_(coefficients.momentum).add_(moved)
+                row = self.gathered[name][q].mul_(coefficients.momentum)
+                if gradient is not None:
+                    if coefficients.decoupled:
+                        book.decay -= coefficients.decoupled * _dot(gradient, before[name])
+                    if isinstance(coefficients.scale, Tensor):
+                        row.addcmul_(gradient, coefficients.scale.to(gradient))
+                    else:
+                        row.add_(gradient, alpha=coefficients.scale)
                 if name in nesterov:
-                    torch.add(moved, row, alpha=coefficients.momentum, out=directions[name][q])
+                    ahead = directions[name][q].copy_(row).mul_(coefficients.momentum)
+                    if gradient is not None:
+                        ahead.add_(gradient, alpha=float(coefficients.scale))
         return directions
 
     def _decay_coupled(
@@ -266,7 +274,7 @@ class _Sweep:
                     if name in mean:
                         mean[name].add_(gradient, alpha=weight)
                     else:
-                        mean[name] = gradient * weight
+                        mean[name] = gradient if weight == 1 else gradient * weight
             error = change - sum(_dot(g, parts[name]) for name, g in mean.items())
             if best is None or abs(error) < abs(best[0]):
                 best = error, mean
@@ -374,4 +382,9 @@ def _gauss(nodes: int) -> list[tuple[float, float]]:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum(dtype=torch.float64))
+    """⟨a, b⟩, in blocks whose sums are added in float64: one long sum would lose digits."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    whole = len(a) // BLOCK * BLOCK
+    blocks = torch.linalg.vecdot(a[:whole].view(-1, BLOCK), b[:whole].view(-1, BLOCK))
+    rest = torch.dot(a[whole:], b[whole:])
+    return float(blocks.sum(dtype=torch.float64)) + float(rest)
