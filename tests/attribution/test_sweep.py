@@ -279,12 +279,20 @@ def test_parameters_outside_known_layers_take_the_forward_mode(record, small):
 
 @pytest.mark.parametrize("odd", [False, True])
 def test_a_weight_that_two_layers_share(record, small, odd):
-    model = small.Net(odd=odd)
-    model.again = torch.nn.Linear(6, 6).double()
-    model.tied = torch.nn.Linear(6, 6).double()
+    class Tied(small.Net):
+        def forward(self, x, labels=None):
+            return super().forward(x + self.tied(torch.tanh(self.again(x))))
+
+    model = Tied(odd=odd)
+    model.again, model.tied = torch.nn.Linear(4, 4).double(), torch.nn.Linear(4, 4).double()
     model.tied.weight = model.again.weight
-    first = model.first.forward
-    model.first.forward = lambda x: model.tied(torch.tanh(model.again(first(x))))
+    adds_up(record(model=model, **ADAMW).explain(tolerance=TIGHT))
+
+
+def test_a_layer_that_is_not_what_it_seems_takes_the_forward_mode(record, small):
+    model = small.Net()
+    plain = model.first.forward
+    model.first.forward = lambda x: plain(x) ** 2
     adds_up(record(model=model, **ADAMW).explain(tolerance=TIGHT))
 
 

@@ -137,9 +137,9 @@ def test_resuming_with_other_options_is_refused(tiny, tmp_path):
     steps = {"save_strategy": "steps", "save_steps": 5, "load_best_model_at_end": False}
     tiny.make_resumable(tmp_path, callbacks=(PathRecorder(),), num_train_epochs=1, **steps).train()
     other = tiny.make_resumable(
-        tmp_path, callbacks=(PathRecorder(),), weight_decay=0.5, num_train_epochs=2, **steps
+        tmp_path, callbacks=(PathRecorder(),), max_grad_norm=0.5, num_train_epochs=2, **steps
     )
-    with pytest.raises(RunError, match=r"other groups than .*0\.01.*0\.5"):
+    with pytest.raises(RunError, match=r"other max_grad_norm than .*: 1\.0 then, 0\.5 now"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 

@@ -32,6 +32,9 @@ from longarc.training.replay import Replay, logits_of
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Gauss–Legendre rules to try on a segment, in this order."""
 
+BLOCK = 4096
+"""Numbers in a block of an inner product."""
+
 
 def explain(
     path: RecordedPath,
@@ -123,6 +126,7 @@ class _Sweep:
         # U, and with Nesterov's momentum the direction that differs from it.
         self.gathered = {n: p.new_zeros(len(queries), *p.shape) for n, p in self.chosen.items()}
         self.layers_serve = True
+        self.layers_checked = False
 
     def run(self, end: int, labels: Sequence[str] | None) -> list[Explanation]:
         segments = self.path.segments(end)
@@ -223,18 +227,23 @@ class _Sweep:
             mean = self._mean_gradient(tape, q, start, delta, parts)
             book = self.books[q]
             for name, coefficients in update.items():  # the step left the other parameters alone
-                gradient = mean.get(name, torch.zeros(()).to(start))
+                gradient = mean.get(name)
                 if name not in self.chosen:
-                    book.elsewhere += _dot(gradient, parts[name])
+                    if gradient is not None:
+                        book.elsewhere += _dot(gradient, parts[name])
                     continue
-                if coefficients.decoupled:
-                    book.decay -= coefficients.decoupled * _dot(gradient, before[name])
-                scale = coefficients.scale
-                moved = gradient * (scale.to(gradient) if isinstance(scale, Tensor) else scale)
-                row = self.gathered[name][q]
-                row.mul_(coefficients.momentum).add_(moved)
+                row = self.gathered[name][q].mul_(coefficients.momentum)
+                if gradient is not None:
+                    if coefficients.decoupled:
+                        book.decay -= coefficients.decoupled * _dot(gradient, before[name])
+                    if isinstance(coefficients.scale, Tensor):
+                        row.addcmul_(gradient, coefficients.scale.to(gradient))
+                    else:
+                        row.add_(gradient, alpha=coefficients.scale)
                 if name in nesterov:
-                    torch.add(moved, row, alpha=coefficients.momentum, out=directions[name][q])
+                    ahead = directions[name][q].copy_(row).mul_(coefficients.momentum)
+                    if gradient is not None:
+                        ahead.add_(gradient, alpha=float(coefficients.scale))
         return directions
 
     def _decay_coupled(
@@ -265,7 +274,7 @@ class _Sweep:
                     if name in mean:
                         mean[name].add_(gradient, alpha=weight)
                     else:
-                        mean[name] = gradient * weight
+                        mean[name] = gradient if weight == 1 else gradient * weight
             error = change - sum(_dot(g, parts[name]) for name, g in mean.items())
             if best is None or abs(error) < abs(best[0]):
                 best = error, mean
@@ -331,7 +340,11 @@ class _Sweep:
             return torch.zeros(len(self.queries), len(batch.documents))
         products = None
         if self.layers_serve:
+            self.model.zero_grad()
             products = by_layers(self.model, directions, partial(self._backward, batch, inputs))
+            if products is not None and not self.layers_checked:
+                products = products if self._sums_agree(products, directions) else None
+                self.layers_checked = True
             self.model.zero_grad()
             self.layers_serve = products is not None
         if products is None:
@@ -339,6 +352,22 @@ class _Sweep:
             gradient = batch.gradient.to(next(iter(directions.values())))
             products = by_forward_mode(self.model, directions, forward, gradient)
         return gain * products
+
+    def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:
+        """Whether the examples' products add up to that of the whole gradient, within rounding.
+
+        They do not where a layer computes something else than its type says.
+        """
+        bound = 0.05 if self.path.about["autocast"] else 1e-3
+        for q, each in enumerate(products):
+            whole = sum(
+                _dot(d[q], gradient)
+                for n, d in directions.items()
+                if (gradient := self.all[n].grad) is not None
+            )
+            if abs(float(each.sum()) - whole) > bound * float(each.abs().sum()):
+                return False
+        return True
 
     def _backward(self, batch: RecordedBatch, inputs: Mapping[str, Any]) -> Tensor:
         logits = self.replay.logits(batch, inputs)
@@ -353,4 +382,9 @@ def _gauss(nodes: int) -> list[tuple[float, float]]:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum(dtype=torch.float64))
+    """⟨a, b⟩, in blocks whose sums are added in float64: one long sum would lose digits."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    whole = len(a) // BLOCK * BLOCK
+    blocks = torch.linalg.vecdot(a[:whole].view(-1, BLOCK), b[:whole].view(-1, BLOCK))
+    rest = torch.dot(a[whole:], b[whole:])
+    return float(blocks.sum(dtype=torch.float64)) + float(rest)
