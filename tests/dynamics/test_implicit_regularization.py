@@ -102,8 +102,13 @@ def test_it_leaves_no_trace(bert):
     batch = {"input_ids": torch.arange(10).view(2, 5), "labels": torch.tensor([0, 2])}
     bert.train()
     before = {name: value.clone() for name, value in bert.state_dict().items()}
+    state = torch.get_rng_state()
     with torch.no_grad():  # as in evaluation
-        longarc.implicit_regularization(bert, batch, 2e-5)
+        found = longarc.implicit_regularization(bert, batch, 2e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found == longarc.implicit_regularization(bert, batch, 2e-5)  # the same dropout
+    torch.rand(1)
+    assert found != longarc.implicit_regularization(bert, batch, 2e-5)
     assert bert.training
     assert all(parameter.grad is None for parameter in bert.parameters())
     assert all(torch.equal(value, before[name]) for name, value in bert.state_dict().items())

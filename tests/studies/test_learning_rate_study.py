@@ -331,8 +331,8 @@ def measured(
             rate,
             (torch.linspace(1, flooded, 40)[:, None] * (1 + ABOUT), torch.ones(40, 3)),
             (torch.ones(40, 3), torch.ones(40, 3)),
-            tuple(value + ABOUT * (i + 1) for i, value in enumerate(tests)),  # pyright: ignore
-            tuple(value + ABOUT for value in tests),  # pyright: ignore
+            tuple(value + ABOUT * (i + 1) for i, value in enumerate(tests)),
+            tuple(value + ABOUT for value in tests),
             0.9,
         )
         for rate in size.flood_rates

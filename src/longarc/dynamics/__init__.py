@@ -1,1 +1,1 @@
-"""Measures of a model in training, as pure functions: they know neither losses nor trainers."""
+"""Measures of a model in training: functions from a model and a batch to numbers."""

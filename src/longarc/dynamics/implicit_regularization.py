@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longarc.dynamics.replay import replayed
 from longarc.errors import ModelError
 from longarc.options import check_number
 
@@ -60,8 +61,8 @@ def implicit_regularization(
     second derivative: a ReLU's kinks, which g jumps at, are not in it.
 
     Args:
-        model: any module; left as it is, ``.grad`` included. It is used in the mode it is in: call
-            ``eval()`` before, or dropout makes the result that of one draw.
+        model: any module; left as it is, ``.grad`` and the random state included. It is used in the
+            mode it is in: in training mode dropout makes the result that of one draw.
         batch: what the loss takes, on the model's device. By default the keyword arguments of a
             Hugging Face model, labels among them.
         lr: γ, the learning rate.
@@ -92,8 +93,9 @@ def implicit_regularization(
             f"No weight of this {type(model).__name__} requires a gradient, so there is none to "
             "measure. Unfreeze what training would move."
         )
+    call = _loss_of_output if loss is None else loss
     with torch.enable_grad():
-        value = _loss_of_output(model, batch) if loss is None else loss(model, batch)
+        value = replayed(lambda: call(model, batch), weights)()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ModelError(

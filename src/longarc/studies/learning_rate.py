@@ -25,6 +25,7 @@ from longarc.studies.study import StudyResult
 from longarc.training.progress import Reporter
 
 FULL = Size(
+    starts=STARTS,
     numbers=(40, 80, 160, 320),
     seeds=8,
     train=300,
@@ -40,6 +41,7 @@ FULL = Size(
     flood_steps=400,
 )
 QUICK = Size(
+    starts=STARTS[:1],
     numbers=(60, 120),
     seeds=2,
     train=60,
@@ -84,9 +86,9 @@ def learning_rate(quick: bool = False, *, reporter: Reporter | None = None) -> S
 
 def measure(size: Size, reporter: Reporter) -> Measured:
     """Measure all that the study has findings on."""
-    with reporter.task("two weights", len(STARTS)) as advance:
+    with reporter.task("two weights", len(size.starts)) as advance:
         products = []
-        for start in STARTS:
+        for start in size.starts:
             products.append(follow(start, size.numbers))
             advance()
     with reporter.task("digits", len(settings(size))) as advance:

@@ -220,6 +220,8 @@ def _gain_chart(
     x_title: str,
     y_name: str,
     y_title: str,
+    *,
+    zero: bool = True,
 ) -> Any:
     import altair as alt
 
@@ -228,9 +230,11 @@ def _gain_chart(
         "x:Q",
         title=x_title,
         scale=_log([places[0] / 1.2, places[-1] * 1.2]),
-        axis=alt.Axis(grid=False, format="~g", labelOverlap=True),
+        axis=alt.Axis(grid=False, format=".2~g", values=_apart(places)),
     )
-    low, high = min(0.0, *(r["low"] for r in rows)), max(0.0, *(r["high"] for r in rows))
+    low, high = min(r["low"] for r in rows), max(r["high"] for r in rows)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
     margin = 0.04 * (high - low)
     scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
     axis = alt.Axis(tickCount=5, domain=False, ticks=False, format="~g")
@@ -246,8 +250,11 @@ def _gain_chart(
     )
     lines = base.mark_line(strokeWidth=2).encode(y=y)
     dots = base.mark_point(filled=True, size=45, opacity=1).encode(y=y)
-    zero = alt.Chart(data_of([{"z": 0}])).mark_rule(color=MUTED, strokeDash=[3, 3]).encode(y="z:Q")
-    return (zero + bars + lines + dots).properties(**_half(width), title=_title(title))
+    drawn = bars + lines + dots
+    if zero:
+        level = alt.Chart(data_of([{"z": 0}])).mark_rule(color=MUTED, strokeDash=[3, 3])
+        drawn = level.encode(y="z:Q") + drawn
+    return drawn.properties(**_half(width), title=_title(title))
 
 
 def _flooding(runs: Sequence[Flooded]) -> StudyFigure:
@@ -260,8 +267,8 @@ def _flooding(runs: Sequence[Flooded]) -> StudyFigure:
     return StudyFigure(
         "flooding",
         "‖g‖² from where the loss first reaches the level, with flooding and without; median of "
-        "the seeds and of neighbouring steps. Training on, it falls because the loss does; with "
-        "flooding the loss stays.",
+        "the seeds and of neighbouring steps. Training on, it falls because the loss does, out of "
+        "the picture; with flooding the loss stays.",
         panel(
             "Flooding",
             f"‖g‖² at the end, median over seeds: {said}.",
@@ -288,13 +295,19 @@ def _flooding_chart(runs: Sequence[Flooded], width: int) -> Any:
                 }
                 for i in range(0, len(by_step) - bin_size + 1, bin_size)
             ]
+    flooded = [row["squared"] for row in rows if row["how"] == "flooding"]
+    scale = _log([min(flooded) / 3, 2 * max(flooded)])
     narrow = width == NARROW
     return (
         alt.Chart(data_of(rows))
-        .mark_line(strokeWidth=2)
+        .mark_line(strokeWidth=2, clip=True)
         .encode(
-            x=alt.X("step:Q", title="steps after the level was reached", axis=alt.Axis(grid=False)),
-            y=alt.Y("squared:Q", title="‖g‖²", scale=alt.Scale(type="log"), axis=_log_axis()),
+            x=alt.X(
+                "step:Q",
+                title="steps after the level was reached",
+                axis=alt.Axis(grid=False, tickCount=5),
+            ),
+            y=alt.Y("squared:Q", title="‖g‖²", scale=scale, axis=_log_axis()),
             color=alt.Color(
                 "rate:N",
                 scale=alt.Scale(domain=list(colours), range=list(colours.values())),
@@ -312,14 +325,18 @@ def _flooding_chart(runs: Sequence[Flooded], width: int) -> Any:
 
 def _adam(measured: Measured) -> StudyFigure:
     colours = {
-        "Adam, β₂ = 0.999": RED,
-        "Adam, β₂ = 0.9": SKY,
+        "Adam, 0.9 and 0.999": RED,
+        "Adam, 0.9 and 0.9": SKY,
         "gradient descent": BLUE,
     }
     sides = []
     for wrong, title in ((True, "labels wrong in part"), (False, "labels right")):
         rows = []
-        for beta2, who in ((0.999, "Adam, β₂ = 0.999"), (0.9, "Adam, β₂ = 0.9"), (None, WALKED)):
+        for beta2, who in (
+            (0.999, "Adam, 0.9 and 0.999"),
+            (0.9, "Adam, 0.9 and 0.9"),
+            (None, WALKED),
+        ):
             trials = of(measured.trials, wrong=wrong, penalty=0.0, beta2=beta2)
             for trial in trials:
                 mean = mean_of(trial.settled.one_norm)
@@ -341,14 +358,24 @@ def _adam(measured: Measured) -> StudyFigure:
         "adam",
         "One-norm of the gradient at the same training loss, against the learning rate in "
         f"multiples of the smallest ({measured.size.adam_rates[0]:g} of Adam, "
-        f"{measured.size.rates[0]:g} of gradient descent). Bars are 95 % intervals over the seeds.",
+        f"{measured.size.rates[0]:g} of gradient descent). Adam’s numbers are β₁ and β₂. Bars are "
+        "95 % intervals over the seeds.",
         panel(
             "The one-norm",
-            f"‖g‖₁: {said}.",
+            f"One-norm of the gradient: {said}.",
             lambda width: _beside(
                 [
-                    _gain_chart(t, rows, colours, width, "γ / smallest γ", "norm", "‖g‖₁")
-                    for t, rows in sides
+                    _gain_chart(
+                        title,
+                        rows,
+                        colours,
+                        width,
+                        "γ / smallest γ",
+                        "norm",
+                        "one-norm of g",
+                        zero=False,
+                    )
+                    for title, rows in sides
                 ],
                 width,
             ),
@@ -367,6 +394,15 @@ def _thinned(path: Sequence[Sequence[float]]) -> list[Sequence[float]]:
         if math.dist(point, kept[-1]) > 0.06 * math.hypot(*kept[-1]):
             kept.append(point)
     return [*kept, path[-1]]
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Those of ascending places that have room for a label on a logarithmic axis."""
+    kept = [places[0]]
+    for place in places[1:]:
+        if place > 1.5 * kept[-1]:
+            kept.append(place)
+    return kept
 
 
 def _between(low: float, high: float, count: int = 60) -> list[float]:

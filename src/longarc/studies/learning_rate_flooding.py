@@ -51,8 +51,8 @@ class Flooded:
     rate: float
     squared: tuple[Tensor, Tensor]
     losses: tuple[Tensor, Tensor]
-    accuracy: tuple[Tensor, Tensor, Tensor]
-    robust: tuple[Tensor, Tensor, Tensor]
+    accuracy: tuple[Tensor, ...]
+    robust: tuple[Tensor, ...]
     turns: float
 
 
@@ -93,31 +93,30 @@ def flood(size: Size, rate: float, advance: Callable[[], object]) -> Flooded:
         size.flood_level,
         size.limit,
     ).weights
-    squared, values, ends, signs = [], [], [first], torch.empty(0)
-    for level in (size.flood_level, 0.0):
-        weights, norms, at, directions = first, [], [], []
-        for _ in range(size.flood_steps):
-            found = slope_at(weights, digits)
-            sign = torch.where(found.loss > level, 1.0, -1.0)
-            norms.append(found.squared)
-            at.append(found.loss)
-            directions.append(sign)
-            weights = weights - rate * sign[:, None] * found.gradient
-        squared.append(torch.stack(norms))
-        values.append(torch.stack(at))
-        ends.append(weights)
-        signs = torch.stack(directions) if level else signs
-        advance()
+    flooded, squared, values, signs = _go_on(first, digits, rate, size.flood_level, size)
+    advance()
+    trained, squared_on, values_on, _ = _go_on(first, digits, rate, 0.0, size)
+    advance()
+    ends = (first, flooded, trained)
     return Flooded(
         rate,
-        (squared[0], squared[1]),
-        (values[0], values[1]),
-        _three(accuracy(weights, digits) for weights in ends),
-        _three(accuracy(weights, digits, NOISE) for weights in ends),
+        (squared, squared_on),
+        (values, values_on),
+        tuple(accuracy(weights, digits) for weights in ends),
+        tuple(accuracy(weights, digits, NOISE) for weights in ends),
         float((signs[1:] != signs[:-1]).float().mean()),
     )
 
 
-def _three(values) -> tuple[Tensor, Tensor, Tensor]:
-    first, flooded, plain = values
-    return first, flooded, plain
+def _go_on(
+    weights: Tensor, digits: Digits, rate: float, level: float, size: Size
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights (S, P) after ``size.flood_steps``; ‖g‖², losses and signs (steps, S) on the way."""
+    noted = []
+    for _ in range(size.flood_steps):
+        at = slope_at(weights, digits)
+        sign = torch.where(at.loss > level, 1.0, -1.0)
+        noted.append(torch.stack([at.squared, at.loss, sign]))
+        weights = weights - rate * sign[:, None] * at.gradient
+    squared, values, signs = torch.stack(noted, dim=1)
+    return weights, squared, values, signs

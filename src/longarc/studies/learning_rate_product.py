@@ -41,7 +41,7 @@ class Start:
 
 STARTS = (
     Start(2.8, 3.5, time=0.4, lr=0.025, drawn=60),
-    Start(75.0, 74.925, time=5e-4, lr=5e-5, drawn=6000),
+    Start(75.0, 74.925, time=5e-4, lr=5e-5, drawn=12_000),
 )
 
 

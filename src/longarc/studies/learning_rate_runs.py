@@ -20,6 +20,7 @@ from longarc.studies.digits_networks import (
     slope_at,
     start_weights,
 )
+from longarc.studies.learning_rate_product import Start
 
 WRONG = 0.2  # of the labels, where some are wrong
 NOISE = 0.2  # relative, of the weights
@@ -30,13 +31,14 @@ SETTLE = 1.5  # times the final loss: from there on all walk alike
 class Size:
     """How much is trained.
 
-    ``numbers`` are those of the steps on two weights, all else is of digits. ``levels`` are the
-    final losses, with all labels right and with some wrong; ``limit`` the most steps of a training.
-    ``penalties`` are tried at the smallest rate. ``follow`` and ``follow_time`` are the rates and
-    the time for which explicit penalties have to lead to the same weights. ``flood_*`` belong to
-    flooding: its level, rates, and steps at the level.
+    ``starts`` and ``numbers`` of steps are for two weights, all else is of digits. ``levels`` are
+    the final losses, with all labels right and with some wrong; ``limit`` the most steps that a
+    training takes. ``penalties`` are tried at the smallest rate. ``follow`` and ``follow_time`` are
+    the rates and the time for which explicit penalties have to lead to the same weights.
+    ``flood_*`` belong to flooding: its level, rates, and steps at the level.
     """
 
+    starts: tuple[Start, ...]
     numbers: tuple[int, ...]
     seeds: int
     train: int
