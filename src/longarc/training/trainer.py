@@ -87,6 +87,8 @@ class Trainer(transformers.Trainer):
         # number of batches, which transformers omits for heads that accept **kwargs.
         self.loss_is_scaled_for_ga = loss is not None
         self._sampler: SeededSampler | None = None
+        self._update: Sequence[dict[str, Any]] = ()
+        self._denominator: Tensor | int | None = None
 
     # The loss of a step
 
@@ -124,7 +126,26 @@ class Trainer(transformers.Trainer):
         if self.loss is not None:
             # Before the denominator is taken, which may depend on it.
             self.loss.set_progress(self.state.global_step / self.state.max_steps)
-        return super().get_batch_samples(*args, **keywords)
+        self._update, self._denominator = super().get_batch_samples(*args, **keywords)
+        return self._update, self._denominator
+
+    @torch.no_grad()
+    def update_loss(self) -> Tensor:
+        """The loss of the update's batches, as training computes it, at the weights as they are.
+
+        For callbacks, which see neither loss nor inputs. Of several processes each has the mean over
+        its own batches.
+        """
+        model = cast(nn.Module, self.model)
+        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norm's
+        total = torch.zeros((), device=self.args.device)
+        for batch in self._update:
+            inputs = cast(dict[str, Any], self._prepare_inputs(batch))
+            with self.compute_loss_context_manager():
+                total += self.compute_loss(model, inputs, num_items_in_batch=self._denominator)
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        return total if self._denominator is not None else total / max(len(self._update), 1)
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[dict[str, Any]], device: torch.device
