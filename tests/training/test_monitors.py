@@ -102,9 +102,7 @@ def test_update_records_are_what_an_onlooker_computes(tiny, tmp_path, optim):
             onlooker.rates[i][n] * float(g.square().sum()) for n, g in gradient.items()
         )  # fmt: skip
         assert record["implicit_penalty"] == pytest.approx(penalty / 4, rel=1e-3)
-        assert record["implicit_share"] == pytest.approx(
-            penalty / 4 / train[i]["loss"], rel=1e-3
-        )
+        assert record["implicit_share"] == pytest.approx(penalty / 4 / train[i]["loss"], rel=1e-3)
         for depth in (None, *set(depths.values())):
             chosen = [n for n in before if depth in (None, depths[n])]
             moved = sum(float((after[n] - before[n]).square().sum()) for n in chosen)
@@ -196,7 +194,7 @@ def test_measurements_stay_within_their_share(tiny, tmp_path):
     assert 1 <= len(measured) < 30
     assert measured[0]["step"] == 2
     monitors = [c for c in trainer.callback_handler.callbacks if isinstance(c, SharpnessMonitor)]
-    assert 0 < monitors[0].share <= share * 1.25  # steps are not all equally long
+    assert 0 < monitors[0].share <= 2 * share  # at every step it would be more than twice the steps
     gaps = np.diff([r["step"] for r in measured])
     assert len(gaps) == 0 or gaps.max() < 60
     assert len(events(some, "update")) < 60
@@ -224,9 +222,7 @@ def test_a_weighted_order_and_a_loss_of_the_models_own(tiny, tmp_path):
 
     class Look(TrainerCallback):
         def on_step_end(self, *_, **__):
-            measured.append(
-                (float(trainer.update_loss()), [dict(b) for b in trainer._update])
-            )
+            measured.append((float(trainer.update_loss()), [dict(b) for b in trainer._update]))
 
     trainer.add_callback(Look())
     trainer.train()

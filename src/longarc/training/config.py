@@ -134,6 +134,12 @@ class TrainConfig:
         True, "put documents of similar length into a batch, to save padding"
     )
 
+    monitors: bool = option(
+        True,
+        "log what the step size does (update sizes, the implicit penalty, sharpness) in at most 2 % "
+        "of the training time",
+    )
+
     seed: int = option(0, "seed of split, head, order and dropout")
     device: Literal["auto", "cpu"] = option("auto", "auto: a GPU where there is one")
     checkpoint_minutes: float = option(10.0, "save resumable state this often, besides every epoch")
@@ -259,6 +265,9 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Options that change the outcome and differ, as name → (this, other)."""
-        free = {"out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline"}
+        free = {
+            "out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline",
+            "monitors",
+        }  # fmt: skip
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return {k: (mine[k], theirs[k]) for k in mine if k not in free and mine[k] != theirs[k]}

@@ -22,12 +22,20 @@ Write = Callable[..., None]
 
 
 class _Metered(TrainerCallback):
-    """Knows how long the training steps took, and what its own measurements added to them."""
+    """Knows how long the training steps took, and what its own measurements added to them.
 
-    def __init__(self) -> None:
+    When training ends it writes a ``monitor`` record with the two.
+    """
+
+    name = ""
+
+    def __init__(self, write: Write, limit: float) -> None:
+        self.write = write
+        self.limit = limit
         self.training = 0.0
         self.spent = 0.0
         self.steps = 0
+        self.measurements = 0
         self._began: tuple[float, float] | None = None
 
     @property
@@ -56,6 +64,20 @@ class _Metered(TrainerCallback):
             self.training += time.perf_counter() - began - (self.spent - spent)
             self.steps += 1
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Say what it cost."""
+        if state.is_world_process_zero:
+            self.write(
+                "monitor",
+                step=state.global_step,
+                name=self.name,
+                measurements=self.measurements,
+                seconds=round(self.spent, 3),
+                share=round(self.share, 5),
+            )
+
 
 class UpdateMonitor(_Metered):
     """For steps that are logged: how far they moved the weights, and the implicit gradient penalty.
@@ -78,10 +100,10 @@ class UpdateMonitor(_Metered):
         share: of the training time, at most.
     """
 
+    name = "update"
+
     def __init__(self, write: Write, share: float = 0.005):
-        super().__init__()
-        self.write = write
-        self.limit = share
+        super().__init__(write, share)
         self._before: list[list[Tensor]] | None = None
         self._found: dict[str, Any] | None = None
 
@@ -99,7 +121,9 @@ class UpdateMonitor(_Metered):
         if not (logged and state.is_world_process_zero) or self.share > self.limit:
             return
         with self.measuring():
-            self._before = [[p.detach().clone() for p in g["params"]] for g in optimizer.param_groups]
+            self._before = [
+                [p.detach().clone() for p in g["params"]] for g in optimizer.param_groups
+            ]
             squares = [_square(p.grad for p in g["params"]) for g in optimizer.param_groups]
             rates = [group["lr"] for group in optimizer.param_groups]
             weighted = sum(rate * square for rate, square in zip(rates, squares, strict=True))
@@ -149,8 +173,8 @@ class UpdateMonitor(_Metered):
             update_ratios=found["ratios"] if len(found["ratios"]) > 1 else None,
             implicit_penalty=penalty,
             implicit_share=penalty / loss if loss else None,
-            cost=round(self.share, 5),
         )
+        self.measurements += 1
 
 
 class SharpnessMonitor(_Metered):
@@ -173,13 +197,12 @@ class SharpnessMonitor(_Metered):
         share: of the training time, at most.
     """
 
+    name = "sharpness"
     PASSES = 7
 
     def __init__(self, write: Write, loss: Callable[[], Tensor], share: float = 0.015):
-        super().__init__()
-        self.write = write
+        super().__init__(write, share)
         self.loss = loss
-        self.limit = share
         self.next = -1
         self._before: list[Tensor] | None = None
         self._start = 0.0  # what was spent before the measurement that is under way
@@ -240,8 +263,9 @@ class SharpnessMonitor(_Metered):
                 critical_sharpness=found.sharpness,
                 threshold=2 / rate,
                 passes=found.passes,
-                cost=round(self.share, 5),
+                seconds=round(self.spent - self._start, 3),
             )
+            self.measurements += 1
         self._cost = self.spent - self._start
         times = self._affordable(state)
         self.next = step + math.ceil((state.max_steps - step) / times) if times >= 1 else -1
@@ -310,7 +334,7 @@ def _square(tensors: Any) -> float:
     found = [t for t in tensors if t is not None]
     if not found:
         return 0.0
-    norms = torch._foreach_norm(found)
+    norms = torch._foreach_norm(found)  # pyright: ignore[reportPrivateImportUsage]
     return float(torch.stack([norm.double().to(norms[0].device) for norm in norms]).square().sum())
 
 

@@ -133,8 +133,8 @@ class Trainer(transformers.Trainer):
     def update_loss(self) -> Tensor:
         """The loss of the update's batches, as training computes it, at the weights as they are.
 
-        For callbacks, which see neither loss nor inputs. Of several processes each has the mean over
-        its own batches.
+        For callbacks, which see neither loss nor inputs. Several processes have the mean over their
+        own batches each.
         """
         model = cast(nn.Module, self.model)
         statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norm's
