@@ -19,6 +19,7 @@ from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
 from longarc.report.recipe import recipe_tables, second_stage, without_prior
 from longarc.report.saved import SavedRun, is_number, read_run
+from longarc.report.step_size_charts import step_size_curves
 from longarc.training.run_folder import is_pretraining
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
@@ -89,6 +90,7 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "recall_chart": recall_by_count(metrics.get("per_class") or []),
         "lowest": _lowest_recall(metrics),
         "curves": training_charts.training_curves(run.log),
+        "step_size": step_size_curves(run.log),
         "best_step": training_charts.best_step(run.log),
         "recipe": recipe_tables(run),
         "without_prior": without_prior(run),

@@ -144,6 +144,11 @@ class TrainConfig:
         False, "keep the path of the training, which longarc explain needs; in float32 unless named"
     )
     path_budget: float = option(10.0, "gigabytes that the path may take")
+    monitors: bool = option(
+        True,
+        "log what the step size does (update sizes, the implicit penalty, sharpness) in at most 2 % "
+        "of the training time",
+    )
 
     seed: int = option(0, "seed of split, head, order and dropout")
     device: Literal["auto", "cpu"] = option("auto", "auto: a GPU where there is one")
@@ -253,6 +258,6 @@ class TrainConfig:
         """Options that change the outcome and differ, as name → (this, other)."""
         free = {
             "out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline",
-            "path_budget",
+            "path_budget", "monitors",
         }  # fmt: skip
         return differing(self, other, free)

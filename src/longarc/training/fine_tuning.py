@@ -16,6 +16,7 @@ from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import validation_metrics
+from longarc.training.monitors import SharpnessMonitor, UpdateMonitor
 from longarc.training.path_recorder import PathRecorder
 from longarc.training.progress import Advance
 from longarc.training.run_folder import RunFolder
@@ -78,6 +79,9 @@ def fine_tune(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    if config.monitors:
+        trainer.add_callback(UpdateMonitor(log.write))
+        trainer.add_callback(SharpnessMonitor(log.write, trainer.update_loss))
     try:
         trainer.train(resume_from_checkpoint=resume_from, ignore_keys_for_eval=UNUSED_OUTPUTS)
     finally:

@@ -98,6 +98,7 @@ class Trainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = loss is not None
         self._sampler: SeededSampler | None = None
         self._update: Sequence[dict[str, Any]] = ()
+        self._denominator: Tensor | int | None = None
 
     def train(self, *positional: Any, **keywords: Any) -> Any:
         """Train as transformers' does; refuse first what a path recorder among us cannot record."""
@@ -146,8 +147,8 @@ class Trainer(transformers.Trainer):
             done = self.state.global_step / self.state.max_steps
             for part in (self.loss, *self.regularizers):
                 part.set_progress(done)
-        self._update, denominator = super().get_batch_samples(*args, **keywords)
-        return self._update, denominator
+        self._update, self._denominator = super().get_batch_samples(*args, **keywords)
+        return self._update, self._denominator
 
     def training_step(
         self,
@@ -175,6 +176,24 @@ class Trainer(transformers.Trainer):
             value = value.clone()
             torch.distributed.all_reduce(value)
         return value
+
+    @torch.no_grad()
+    def update_loss(self) -> Tensor:
+        """The loss of the update's batches, as training computes it, at the weights as they are.
+
+        For callbacks, which see neither loss nor inputs. Several processes have the mean over their
+        own batches each.
+        """
+        model = cast(nn.Module, self.model)
+        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norm's
+        total = torch.zeros((), device=self.args.device)
+        for batch in self._update:
+            inputs = cast(dict[str, Any], self._prepare_inputs(batch))
+            with self.compute_loss_context_manager():
+                total += self.compute_loss(model, inputs, num_items_in_batch=self._denominator)
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        return total if self._denominator is not None else total / max(len(self._update), 1)
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[dict[str, Any]], device: torch.device
