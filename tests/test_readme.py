@@ -116,7 +116,7 @@ def test_every_verb_is_in_the_table_and_no_other() -> None:
 
 def test_every_option_named_exists() -> None:
     fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
-    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node"}
+    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node", "--rows"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named
     assert named <= known

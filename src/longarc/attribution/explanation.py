@@ -144,10 +144,10 @@ class Explanation:
 
     def _ranked(self, order: np.ndarray, k: int, *, above: bool) -> list[Contribution]:
         found = []
-        for i in order[:k]:
+        for i in map(int, order[:k]):
             value = float(self.contributions[i])
             if (value > 0) if above else (value < 0):
-                label = None if self.labels is None else self.labels[i]
-                text = None if self.texts is None else self.texts[i]
-                found.append(Contribution(int(i), label, value, text))
+                label = self.labels[i] if self.labels is not None else None
+                text = self.texts[i] if self.texts is not None else None
+                found.append(Contribution(i, label, value, text))
         return found

@@ -112,7 +112,7 @@ def _places(model: nn.Module, directions: Directions) -> list[tuple[nn.Module, s
         (module, own, by_parameter[parameter])
         for module in model.modules()
         for own, parameter in module._parameters.items()
-        if parameter in by_parameter
+        if parameter is not None and parameter in by_parameter
     ]
 
 
