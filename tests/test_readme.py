@@ -121,7 +121,7 @@ def test_every_option_named_exists() -> None:
         for config in (TrainConfig, PretrainConfig)
         for field in dataclasses.fields(config)
     }
-    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node"}
+    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node", "--rows"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named
     assert named <= known

@@ -23,7 +23,7 @@ from safetensors.torch import load_model, save_model
 
 from longarc.data.examples import Examples
 from longarc.data.terminal import print_check
-from longarc.errors import Interrupted, ModelError, OptionError, RunError
+from longarc.errors import Interrupted, ModelError, RunError
 from longarc.files import whole_file, whole_folder, write_json
 from longarc.models.head import final_linear
 from longarc.objectives.losses.contract import Loss
@@ -42,7 +42,6 @@ from longarc.training.evaluation import (
     write_predictions,
 )
 from longarc.training.fine_tuning import fine_tune
-from longarc.training.path_recorder import PathRecorder
 from longarc.training.prediction import (
     Predictor,
     bfloat16_is_fast,
@@ -56,13 +55,13 @@ from longarc.training.recipes.loss_choice import candidate_losses, probe_losses
 from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.recipes.second_stage import SecondStage, check_head
 from longarc.training.recipes.trials import Trials
-from longarc.training.recorded_path import save_training
 from longarc.training.run_folder import (
     RunFolder,
     create_run_folder,
     describe_origin,
     refuse_existing,
 )
+from longarc.training.run_recorder import recorder_of, refuse_several
 from longarc.training.starting_model import fit_attention, starting_model
 from longarc.training.trainer import is_main_process
 
@@ -119,12 +118,8 @@ class _Job:
         if needs_head or self.config.head_start == "probe" or self._has_second_stage():
             # Refuses a model without such a layer before anything is written.
             check_head(final_linear(self.model), self.config.recipe)
-        processes = self.args.world_size * max(1, self.args.n_gpu)
-        if self.config.record_path and processes > 1:
-            raise OptionError(
-                f"--record-path is for one process on one device, and there are {processes}. Drop "
-                "it, or train with one."
-            )
+        if self.config.record_path:
+            refuse_several(self.args.world_size * max(1, self.args.n_gpu))
         if any(r.uses_embeddings for r in build_regularizers(self.config.regularizers)):
             check_same_by_embeddings(self.model)
         self.predictor = Predictor(
@@ -285,7 +280,9 @@ class _Job:
                     ),
                     resume_from=resume_from,
                     advance=advance if self.main else None,
-                    recorder=self._recorder(),
+                    recorder=recorder_of(
+                        self.config, self.folder, self.splits.train, self.reporter.say
+                    ),
                 )
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped} {self._how_to_resume()}") from None
@@ -294,17 +291,6 @@ class _Job:
                 "fine-tuning did not beat the linear probe on the validation split: the probe was "
                 "kept. Try a smaller --learning-rate or more data."
             )
-
-    def _recorder(self) -> PathRecorder | None:
-        """What keeps the path, beside a copy of the documents that it speaks of."""
-        if not self.config.record_path:
-            return None
-        self.folder.recorded.mkdir(exist_ok=True)
-        train = self.splits.train
-        save_training(self.folder.training_file, train.texts, train.labels or [])
-        return PathRecorder(
-            self.folder.recorded, budget=self.config.path_budget, say=self.reporter.say
-        )
 
     def _second_stage(self) -> None:
         """Change the head by --recipe and --calibrate, once: a resumed run finds what was done."""
