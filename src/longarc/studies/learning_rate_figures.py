@@ -230,14 +230,14 @@ def _gain_chart(
         "x:Q",
         title=x_title,
         scale=_log([places[0] / 1.2, places[-1] * 1.2]),
-        axis=alt.Axis(grid=False, format=".2~g", values=_apart(places)),
+        axis=alt.Axis(grid=False, format=".2~r", values=_apart(places)),
     )
     low, high = min(r["low"] for r in rows), max(r["high"] for r in rows)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     margin = 0.04 * (high - low)
     scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
-    axis = alt.Axis(tickCount=5, domain=False, ticks=False, format="~g")
+    axis = alt.Axis(tickCount=5, domain=False, ticks=False, format=".4~r")
     colour = alt.Color(
         "who:N",
         scale=alt.Scale(domain=list(colours), range=list(colours.values())),
@@ -316,7 +316,9 @@ def _flooding_chart(runs: Sequence[Flooded], width: int) -> Any:
             strokeDash=alt.StrokeDash(
                 "how:N",
                 scale=alt.Scale(domain=["flooding", "training on"], range=[[], [5, 4]]),
-                legend=alt.Legend(symbolType="stroke", symbolSize=400, columns=2),
+                legend=alt.Legend(
+                    symbolType="stroke", symbolSize=400, orient="bottom" if narrow else "top"
+                ),
             ),
         )
         .properties(width=width - 70 if narrow else WIDE - 70, height=230 if narrow else 270)
@@ -397,10 +399,10 @@ def _thinned(path: Sequence[Sequence[float]]) -> list[Sequence[float]]:
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Those of ascending places that have room for a label on a logarithmic axis."""
-    kept = [places[0]]
-    for place in places[1:]:
-        if place > 1.5 * kept[-1]:
+    """Those of ascending places that have room for a label on a logarithmic axis; the last has."""
+    kept = [places[-1]]
+    for place in reversed(places[:-1]):
+        if 1.5 * place < kept[-1]:
             kept.append(place)
     return kept
 

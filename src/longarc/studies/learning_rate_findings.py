@@ -247,11 +247,13 @@ def _flooding(measured: Measured) -> list[Finding]:
         )
     ]
     window = max(1, size.flood_steps // 20)
+    first, last = (
+        [run.squared[0][part].median(0).values for run in measured.flooded]
+        for part in (slice(window), slice(-window, None))
+    )
     changes = {
-        run.rate: mean_of(
-            run.squared[0][-window:].median(0).values / run.squared[0][:window].median(0).values - 1
-        )
-        for run in measured.flooded
+        run.rate: mean_of(b / a - 1)
+        for run, a, b in zip(measured.flooded, first, last, strict=True)
     }
     claims.append(
         Finding(
@@ -261,7 +263,9 @@ def _flooding(measured: Measured) -> list[Finding]:
             all(change.below for change in changes.values()),
             f"Median of ‖g‖² over the last {window} of {size.flood_steps} steps at the level "
             f"{size.flood_level:g}, against the first {window}, bouncing included; "
-            f"{WRONG:.0%} of the labels wrong. Of the steps "
+            f"{WRONG:.0%} of the labels wrong. It ends at "
+            + ", ".join(f"{float(squared.mean()):.3g}" for squared in last)
+            + ". Of the steps "
             + ", ".join(f"{run.turns:.1%}" for run in measured.flooded)
             + " turn round. Holds if every interval is below zero.",
         )
