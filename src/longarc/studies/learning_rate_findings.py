@@ -76,13 +76,13 @@ def findings(measured: Measured) -> list[Finding]:
     ]
 
 
-def points(mean: Mean, digits: int = 1) -> str:
+def points(mean: Mean) -> str:
     """A difference of shares in percentage points, with its interval.
 
     >>> points(Mean(0.0123, 0.004))
     '+1.2 ± 0.4'
     """
-    return f"{100 * mean.value:+.{digits}f} ± {100 * mean.half:.{digits}f}"
+    return f"{100 * mean.value:+.1f} ± {100 * mean.half:.1f}".replace("-", "−")
 
 
 def percent(mean: Mean) -> str:
