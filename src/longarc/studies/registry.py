@@ -58,6 +58,12 @@ STUDIES: dict[str, StudyInfo] = {
         seconds=3000,
         takes=("tables", "reporter"),
     ),
+    "simsiam": StudyInfo(
+        "longarc.studies.simsiam:simsiam",
+        "why SimSiam does not collapse: two numbers, every ablation, the mean view as target",
+        seconds=360,
+        takes=("reporter",),
+    ),
 }
 
 QUICKLY = "This was a quick run: it shows that the study works, and its numbers say nothing."
@@ -88,7 +94,7 @@ def run_study(
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, learning-rate, performer, positions, realformer.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, learning-rate, performer, positions, realformer, simsiam.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")
