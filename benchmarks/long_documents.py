@@ -63,7 +63,9 @@ PEERS: dict[str, Any] = {
 def main() -> None:
     """Measure and append a row for each length and attention."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["speed", "quality", "swap", "one"])
+    parser.add_argument(
+        "what", nargs="?", choices=["speed", "quality", "swap", "one"], default="speed"
+    )
     parser.add_argument("--attentions", nargs="+", default=[EXACT, *ATTENTIONS, *PEERS])
     parser.add_argument("--lengths", nargs="+", type=int)
     parser.add_argument("--repeats", type=int, default=3)

@@ -56,9 +56,11 @@ FIGURES = {
 def main() -> None:
     """Measure and append a row for each regularizer."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=["cost", "quality"])
+    parser.add_argument("what", nargs="?", choices=["cost", "quality"], default="cost")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--task", choices=["licence-categories", "r52"])
+    parser.add_argument(
+        "--task", choices=["licence-categories", "r52"], default="licence-categories"
+    )
     parser.add_argument("--tables", nargs=2, metavar=("TRAIN", "TEST"), help="for r52")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS))
