@@ -9,12 +9,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import jsonargparse
 from jsonargparse import ActionYesNo
 
 from longarc.errors import close_matches
+
+T = TypeVar("T")
 
 
 class PlainHelp(jsonargparse.DefaultHelpFormatter):
@@ -113,7 +115,27 @@ def help_of(config: type, name: str) -> str:
     return next(f.metadata["help"] for f in dataclasses.fields(config) if f.name == name)
 
 
-def with_saved_config(words: list[str]) -> list[str]:
+def parse_job(
+    verb: str, description: str, example: str, config: type[T], words: Sequence[str]
+) -> tuple[T, bool]:
+    """The options of a verb that makes a run of a table, and whether ``--json`` was given."""
+    parser = Parser(verb, description, example)
+    parser.add_argument("data", type=str, help=help_of(config, "data"))
+    parser.add_argument(
+        "--config", action="config", help="YAML file of options; a run's config.yaml repeats it"
+    )
+    names = [f.name for f in dataclasses.fields(cast(Any, config)) if f.name != "data"]
+    add_options(parser, config, names)
+    # A run's config.yaml also says where it came from; the options are read past it.
+    parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    chosen = parser.parse_args(_with_saved_config(list(words)))
+    if not chosen.out:
+        parser.error(f"no --out: name a folder for the run, e.g. --out {example.split()[-1]}")
+    return config(**{name: getattr(chosen, name) for name in [*names, "data"]}), chosen.json
+
+
+def _with_saved_config(words: list[str]) -> list[str]:
     """``--resume --out RUN`` alone goes on with the options the run was started with."""
     if "--resume" not in words or any(word.split("=")[0] == "--config" for word in words):
         return words

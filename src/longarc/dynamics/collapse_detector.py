@@ -48,8 +48,8 @@ class CollapseDetector:
     nothing to fall from, so values below 2⁻⁸ count always.
 
     Args:
-        fraction: 0.1 by default: on digits and texts healthy runs stayed above 0.2 of their best,
-            and collapsed ones fell below 0.05 (``longarc study simsiam``).
+        fraction: 0.1 by default: it gives no alarm in 80 healthy runs on digits and texts, and one
+            in 19 of 24 that collapse; the others end just above (``longarc study simsiam``).
         patience: measurements in a row.
 
     Raises:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor
+
+from longarc.random_state import random_state, set_random_state
 
 T = TypeVar("T")
 
@@ -15,24 +16,22 @@ def replayed(call: Callable[[], T], tensors: Iterable[Tensor]) -> Callable[[], T
     """``call``, with the random state of this moment each time: dropout repeats its masks.
 
     Each call leaves the generators as it found them, so whoever draws next draws what it would have
-    drawn. ``tensors`` name the devices whose generators matter, besides the CPU's.
+    drawn. ``tensors`` name the kind of device whose generators matter, besides the CPU's.
 
+    >>> import torch
     >>> draw = replayed(lambda: torch.rand(1).item(), [])
     >>> draw() == draw(), draw() == torch.rand(1).item() == draw()
     (True, True)
     """
-    devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
-    kind = next((device.type for device in devices), "cuda")
-    indices = sorted(device.index or 0 for device in devices)
-    generators: Any = getattr(torch, kind)
-    state = torch.get_rng_state()
-    states = [generators.get_rng_state(index) for index in indices]
+    kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
+    state = random_state(kind)
 
     def again() -> T:
-        with torch.random.fork_rng(devices=indices, device_type=kind):
-            torch.set_rng_state(state)
-            for index, kept in zip(indices, states, strict=True):
-                generators.set_rng_state(kept, index)
+        before = random_state(kind)
+        set_random_state(kind, state)
+        try:
             return call()
+        finally:
+            set_random_state(kind, before)
 
     return again

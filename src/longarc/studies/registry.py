@@ -61,7 +61,7 @@ STUDIES: dict[str, StudyInfo] = {
     "simsiam": StudyInfo(
         "longarc.studies.simsiam:simsiam",
         "why SimSiam does not collapse: two numbers, every ablation, the mean view as target",
-        seconds=360,
+        seconds=600,
         takes=("reporter",),
     ),
 }

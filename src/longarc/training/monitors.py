@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from longarc.dynamics.critical_rate import CriticalRate, critical_learning_rate
@@ -331,11 +332,7 @@ def peak_rate(args: TrainingArguments, optimizer: Any) -> float:
 
 def _square(tensors: Any) -> float:
     """Σ ‖t‖², those that are None left out."""
-    found = [t for t in tensors if t is not None]
-    if not found:
-        return 0.0
-    norms = torch._foreach_norm(found)  # pyright: ignore[reportPrivateImportUsage]
-    return float(torch.stack([norm.double().to(norms[0].device) for norm in norms]).square().sum())
+    return float(get_total_norm([t for t in tensors if t is not None])) ** 2
 
 
 def _ratio(moved: float, weight: float) -> float:

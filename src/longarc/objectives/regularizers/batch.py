@@ -138,7 +138,7 @@ class Batch:
     def no_change(self) -> Tensor:
         """Zeros (b, n, d) that require a gradient, to differentiate with respect to."""
         b, n = self.inputs["input_ids"].shape
-        weight = embedding_layer(_unwrapped(self.model)).weight
+        weight = embedding_layer(unwrapped(self.model)).weight
         return weight.new_zeros(b, n, weight.shape[1]).requires_grad_()
 
     def noise(self, name: str) -> Tensor:
@@ -187,7 +187,7 @@ class Batch:
         inputs = self.inputs
         with self.randomness(dropout):  # the embedding layer may have noise of its own
             if change is not None or self.through_embeddings:
-                inputs = by_embeddings(_unwrapped(model), inputs, change)
+                inputs = by_embeddings(unwrapped(model), inputs, change)
             outputs: Any = model(**inputs)
         return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
 
@@ -207,6 +207,7 @@ class Batch:
         return any(type(r).example_losses is not unchanged for r in self.regularizers)
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: nn.Module) -> Any:
+    """The model inside a wrapper for data parallelism."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return model.module if isinstance(model, parallel) else model

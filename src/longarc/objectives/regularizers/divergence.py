@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn import functional
 
 
 def divergence(logits: Tensor, other: Tensor, *, multi_label: bool = False) -> Tensor:
@@ -15,18 +16,16 @@ def divergence(logits: Tensor, other: Tensor, *, multi_label: bool = False) -> T
         multi_label: p and q are a yes or no for each class, whose divergences add up, instead of
             one distribution over the classes.
 
-    >>> import torch
     >>> divergence(torch.zeros(1, 2), torch.tensor([[0.0, 1.0986]]))  # ½ log(½·½ / (¼·¾))
     tensor([0.1438])
     """
-    logits, other = _precise(logits), _precise(other)
-    if not multi_label:
-        p, q = logits.log_softmax(1), other.log_softmax(1)
-        return (p.exp() * (p - q)).sum(1)
-    yes, no = logsigmoid(logits), logsigmoid(-logits)
-    apart = yes.exp() * (yes - logsigmoid(other)) + no.exp() * (no - logsigmoid(-other))
-    return apart.sum(1)
+    p, q = (_log_probabilities(z, multi_label=multi_label) for z in (logits, other))
+    return functional.kl_div(q, p, reduction="none", log_target=True).flatten(1).sum(1)
 
 
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype.itemsize >= 4 else logits.float()
+def _log_probabilities(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Log p (b, C), or (b, C, 2) of yes and no; in float32 at least."""
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    if multi_label:
+        return torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)], dim=2)
+    return logits.log_softmax(1)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 
 from longarc.errors import OptionError
 from longarc.objectives.regularizers.contract import Regularizer
-from longarc.objectives.regularizers.norm import norm
 from longarc.options import check_choice, check_number
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class GradientPenalty(Regularizer):
         """Add 2λ H g to the gradient."""
         weight, loss = self.present_weight, sweep()
         gradient = step.gradients
-        length = norm(gradient)
+        length = get_total_norm(gradient)
         if weight == 0 or not length.isfinite():
             return loss
         if self.method == "double-backward":

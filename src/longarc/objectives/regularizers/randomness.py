@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from longarc.random_state import random_state, set_random_state
 
 
 class Randomness:
@@ -33,34 +34,12 @@ class Randomness:
     def __call__(self, name: str) -> Iterator[None]:
         """Draw inside the block what its namesakes drew."""
         if name not in self.states:
-            self.states[name] = self._now()
+            self.states[name] = random_state(self.kind)
             yield
             return
-        before = self._now()
-        self._set(self.states[name])
+        before = random_state(self.kind)
+        set_random_state(self.kind, self.states[name])
         try:
             yield
         finally:
-            self._set(before)
-
-    def _now(self) -> list[Tensor]:
-        return [get() for get, _ in self._generators()]
-
-    def _set(self, states: list[Tensor]) -> None:
-        for (_, put), state in zip(self._generators(), states, strict=True):
-            put(state)
-
-    def _generators(self) -> Iterator[tuple[Any, Any]]:
-        """How to get and to set the state of each."""
-        yield torch.get_rng_state, torch.set_rng_state
-        if self.kind in ("cpu", "meta"):
-            return
-        device: Any = torch.get_device_module(self.kind)
-        if self.kind == "mps":  # has one, and takes no number
-            yield device.get_rng_state, device.set_rng_state
-            return
-        for i in range(device.device_count()):
-            yield (
-                lambda i=i: device.get_rng_state(i),
-                lambda state, i=i: device.set_rng_state(state, i),
-            )
+            set_random_state(self.kind, before)

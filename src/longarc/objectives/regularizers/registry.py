@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longarc.errors import OptionError, close_matches
+from longarc.options import check_known
 
 if TYPE_CHECKING:
     from longarc.objectives.regularizers.contract import Regularizer
@@ -83,16 +84,12 @@ def build_regularizers(chosen: Sequence[Any] | None) -> list[Regularizer]:
         module, _, attribute = REGULARIZERS[name].path.partition(":")
         known = getattr(importlib.import_module(module), attribute)
         accepted = {k: p.default for k, p in inspect.signature(known).parameters.items()}
-        for option in options:
-            if option not in accepted:
-                guess = close_matches(str(option), accepted).partition("Known: ")[0]
-                told = ", ".join(f"{k} (default {v!r})" for k, v in accepted.items())
-                raise OptionError(
-                    f"Regularizer {name} has no option {option!r}. {guess}Known: {told}."
-                )
+        check_known(f"Regularizer {name}", options, accepted)
         built.append(known(**options))
     if len(built) > 1:
-        importlib.import_module("longarc.objectives.regularizers.contract").check_together(built)
+        from longarc.objectives.regularizers.contract import check_together
+
+        check_together(built)
     return built
 
 

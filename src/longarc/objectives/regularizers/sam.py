@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from longarc.errors import OptionError
 from longarc.objectives.regularizers.contract import Regularizer
-from longarc.objectives.regularizers.norm import norm
 from longarc.options import check_number
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class SAM(Regularizer):
         with step.on_part(self.fraction):
             loss = sweep()
         uphill = step.gradients
-        length = norm(uphill)
+        length = get_total_norm(uphill)
         if not 0 < length < float("inf"):  # nothing to climb, or float16 overflowed: skip the step
             return loss if self.fraction == 1 else sweep()
         with step.moved(uphill, self.rho / length):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from longarc.errors import DataError, OptionError
 from longarc.objectives.losses.contract import Loss
-from longarc.objectives.regularizers.batch import Batch
+from longarc.objectives.regularizers.batch import Batch, unwrapped
 from longarc.objectives.regularizers.contract import Regularizer, check_together
 from longarc.objectives.regularizers.embeddings import check_takes_embeddings
 
@@ -195,7 +195,7 @@ def regularized_backward(
             f"({loss.ignore_index}): regularizers that need no label count them."
         )
     if any(r.uses_embeddings for r in regularizers):
-        check_takes_embeddings(getattr(model, "module", model))
+        check_takes_embeddings(unwrapped(model))
     targets = [batch["labels"] for batch in batches]
     if denominator is None:
         denominator = _denominator(model, loss, targets)
@@ -228,7 +228,7 @@ def regularized_backward(
 def _denominator(model: nn.Module, loss: Loss, targets: Sequence[Tensor]) -> Tensor:
     if targets[0].ndim == 2:
         classes = targets[0].shape[1]
-    elif (config := getattr(getattr(model, "module", model), "config", None)) is not None:
+    elif (config := getattr(unwrapped(model), "config", None)) is not None:
         classes = config.num_labels
     else:
         raise OptionError(
