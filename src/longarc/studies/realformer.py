@@ -17,10 +17,10 @@ from longarc.training.progress import Reporter
 
 FULL = Size(
     Shape(layers=6, width=64, words=1000, length=64),
-    steps=1000,
+    steps=3000,
     batch=16,
     points=10,
-    rates=(3e-4, 1e-3, 3e-3),
+    rates=(5e-4, 1e-3, 2e-3),
     seeds=3,
     held_out=300,
     train=2000,

@@ -55,7 +55,7 @@ STUDIES: dict[str, StudyInfo] = {
     "realformer": StudyInfo(
         "longarc.studies.realformer:realformer",
         "residual attention beside PostLN, PreLN and ReZero, from scratch and on many classes",
-        seconds=3000,
+        seconds=7200,
         takes=("tables", "reporter"),
     ),
     "simsiam": StudyInfo(
