@@ -63,7 +63,9 @@ PEERS: dict[str, Any] = {
 def main() -> None:
     """Measure and append a row for each length and attention."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["speed", "quality", "swap", "one"])
+    parser.add_argument(
+        "what", nargs="?", choices=["speed", "quality", "swap", "one"], default="speed"
+    )
     parser.add_argument("--attentions", nargs="+", default=[EXACT, *ATTENTIONS, *PEERS])
     parser.add_argument("--lengths", nargs="+", type=int)
     parser.add_argument("--repeats", type=int, default=3)
@@ -242,6 +244,7 @@ def _one(kind: str, name: str, length: int, **more: Any) -> dict[str, Any]:
         **{figure: model[figure] for figure in FIGURES},
         "tfidf_svm": {figure: svm[figure] for figure in FIGURES},
         "minutes": round((time.perf_counter() - start) / 60, 2),
+        "cpu_minutes": round(time.process_time() / 60, 2),  # what a busy machine leaves as it is
         "peak_mib": round(_peak_mib()),
     }
 

@@ -10,7 +10,9 @@ import pytest
 
 from longarc.cli.main import VERBS, main
 from longarc.objectives.losses.registry import LOSSES
+from longarc.objectives.regularizers.registry import REGULARIZERS
 from longarc.training.config import TrainConfig
+from longarc.training.pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -65,11 +67,16 @@ def test_every_page_is_in_the_index() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda f: f.name)
-def test_every_option_has_its_row_and_default(field: dataclasses.Field) -> None:
+OPTIONS = [(TrainConfig, "training.md"), (PretrainConfig, "pretraining.md")]
+FIELDS = [(field, page) for config, page in OPTIONS for field in dataclasses.fields(config)]
+
+
+@pytest.mark.parametrize(("field", "page"), FIELDS, ids=lambda f: getattr(f, "name", f))
+def test_every_option_has_its_row_and_default(field: dataclasses.Field, page: str) -> None:
     flag = f"--{field.name.replace('_', '-')}"
-    rows = re.findall(rf"^\| `{flag}` \| (.+?) \| .+ \|$", TRAINING, re.MULTILINE)
-    assert len(rows) == 1, f"docs/training.md has {len(rows)} rows for {flag}"
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `{flag}` \| (.+?) \| .+ \|$", text, re.MULTILINE)
+    assert len(rows) == 1, f"docs/{page} has {len(rows)} rows for {flag}"
     if isinstance(field.default, bool):
         assert rows[0] == ("on" if field.default else "off")
     elif isinstance(field.default, int | float):
@@ -80,14 +87,21 @@ def test_every_option_has_its_row_and_default(field: dataclasses.Field) -> None:
         assert rows[0] == field.default
 
 
-def test_no_row_for_an_option_that_does_not_exist() -> None:
-    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
-    assert set(re.findall(r"^\| `(--[a-z-]+)`", TRAINING, re.MULTILINE)) == known
+@pytest.mark.parametrize(("config", "page"), OPTIONS, ids=str)
+def test_no_row_for_an_option_that_does_not_exist(config: type, page: str) -> None:
+    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(--[a-z-]+)`", text, re.MULTILINE)) == known
 
 
 def test_every_loss_is_described() -> None:
     losses = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     assert [name for name in LOSSES if f"`{name}`" not in losses] == []
+
+
+def test_every_regularizer_is_described() -> None:
+    page = (ROOT / "docs" / "regularizers.md").read_text(encoding="utf-8")
+    assert [name for name in REGULARIZERS if f"| `{name}` |" not in page] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -65,6 +65,7 @@ def test_data_report_and_options_import_without_torch() -> None:
         ".".join(("longarc", *path.relative_to(SOURCE).with_suffix("").parts)) for path in light
     ]
     names = [name.removesuffix(".__init__") for name in names] + ["longarc.training.config"]
+    names += ["longarc.training.pretraining.config", "longarc.training.pretraining.folder"]
     assert len(names) > 20
     found = heavy_imports_of(f"import {', '.join(names)}")
     assert "torch" not in found

@@ -18,6 +18,7 @@ import pytest
 from longarc.cli.main import VERBS, main
 from longarc.data.licenses import read_licenses
 from longarc.training.config import TrainConfig
+from longarc.training.pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,8 +116,12 @@ def test_every_verb_is_in_the_table_and_no_other() -> None:
 
 
 def test_every_option_named_exists() -> None:
-    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainConfig)}
-    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node"}
+    fields = {
+        f"--{field.name.replace('_', '-')}"
+        for config in (TrainConfig, PretrainConfig)
+        for field in dataclasses.fields(config)
+    }
+    known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node", "--rows"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named
     assert named <= known

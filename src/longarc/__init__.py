@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from longarc.version import __version__
 
 if TYPE_CHECKING:
-    from longarc.api import Run, fit, open_run
+    from longarc.api import Pretraining, Run, fit, open_run, pretrain
+    from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
     from longarc.models.attention.interface import set_attention
@@ -36,16 +37,32 @@ if TYPE_CHECKING:
     from longarc.objectives.losses.soft_accuracy import SoftAccuracyLoss
     from longarc.objectives.losses.soft_f1 import SoftF1Loss
     from longarc.objectives.losses.truncated import TruncatedCrossEntropy
+    from longarc.objectives.regularizers.contract import Regularizer
+    from longarc.objectives.regularizers.fgm import FGM
+    from longarc.objectives.regularizers.flooding import Flooding
+    from longarc.objectives.regularizers.freelb import FreeLB
+    from longarc.objectives.regularizers.gradient_penalty import GradientPenalty
+    from longarc.objectives.regularizers.input_gradient_penalty import InputGradientPenalty
+    from longarc.objectives.regularizers.pgd import PGD
+    from longarc.objectives.regularizers.r_drop import RDrop
+    from longarc.objectives.regularizers.sam import SAM
+    from longarc.objectives.regularizers.step import regularized_backward
+    from longarc.objectives.regularizers.vat import VAT
     from longarc.objectives.siamese.byol import BYOL
     from longarc.objectives.siamese.simclr import SimCLR
     from longarc.objectives.siamese.simsiam import SimSiam
     from longarc.training.config import TrainConfig
+    from longarc.training.path_recorder import PathRecorder
+    from longarc.training.pretraining.config import PretrainConfig
     from longarc.training.trainer import Trainer
 
 _HOMES = {
-    "Run": "longarc.api",
     "fit": "longarc.api",
     "open_run": "longarc.api",
+    "pretrain": "longarc.api",
+    "Pretraining": "longarc.api",
+    "Run": "longarc.api",
+    "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
     "ModelError": "longarc.errors",
@@ -73,15 +90,32 @@ _HOMES = {
     "SoftAccuracyLoss": "longarc.objectives.losses.soft_accuracy",
     "SoftF1Loss": "longarc.objectives.losses.soft_f1",
     "TruncatedCrossEntropy": "longarc.objectives.losses.truncated",
+    "Regularizer": "longarc.objectives.regularizers.contract",
+    "FGM": "longarc.objectives.regularizers.fgm",
+    "Flooding": "longarc.objectives.regularizers.flooding",
+    "FreeLB": "longarc.objectives.regularizers.freelb",
+    "GradientPenalty": "longarc.objectives.regularizers.gradient_penalty",
+    "InputGradientPenalty": "longarc.objectives.regularizers.input_gradient_penalty",
+    "PGD": "longarc.objectives.regularizers.pgd",
+    "RDrop": "longarc.objectives.regularizers.r_drop",
+    "SAM": "longarc.objectives.regularizers.sam",
+    "regularized_backward": "longarc.objectives.regularizers.step",
+    "VAT": "longarc.objectives.regularizers.vat",
     "BYOL": "longarc.objectives.siamese.byol",
     "SimCLR": "longarc.objectives.siamese.simclr",
     "SimSiam": "longarc.objectives.siamese.simsiam",
     "TrainConfig": "longarc.training.config",
+    "PathRecorder": "longarc.training.path_recorder",
+    "PretrainConfig": "longarc.training.pretraining.config",
     "Trainer": "longarc.training.trainer",
 }
 
 __all__ = [
     "BYOL",
+    "FGM",
+    "PGD",
+    "SAM",
+    "VAT",
     "AsymmetricLoss",
     "BinaryCrossEntropyLoss",
     "ClassBalancedLoss",
@@ -90,14 +124,23 @@ __all__ = [
     "DataError",
     "DiceLoss",
     "F1WeightedCrossEntropy",
+    "Flooding",
     "FocalLoss",
+    "FreeLB",
+    "GradientPenalty",
+    "InputGradientPenalty",
     "LDAMLoss",
     "LogitAdjustedLoss",
     "LongarcError",
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "PathRecorder",
+    "PretrainConfig",
+    "Pretraining",
+    "RDrop",
     "RadiusMarginLoss",
+    "Regularizer",
     "Run",
     "RunError",
     "SimCLR",
@@ -111,8 +154,11 @@ __all__ = [
     "calibrate_attention",
     "fit",
     "gradient_weight",
+    "implicit_regularization",
     "load_model",
     "open_run",
+    "pretrain",
+    "regularized_backward",
     "set_attention",
     "set_residual_attention",
     "set_rezero",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +15,17 @@ from longarc.data.columns import choose_columns
 from longarc.data.examples import read_examples
 from longarc.data.table import open_table
 from longarc.data.table_writer import check_writable, table_writer
-from longarc.errors import DataError, OptionError, close_matches
+from longarc.errors import DataError, ModelError, OptionError
 from longarc.files import write_text
 from longarc.report.card import model_card
+from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
+from longarc.report.pretraining import collapse_message
 from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import score
 from longarc.training.job import train
+from longarc.training.option_fields import check_names
 from longarc.training.prediction import (
     Predictor,
     bfloat16_is_fast,
@@ -33,6 +35,10 @@ from longarc.training.prediction import (
     probabilities,
     trained_loss,
 )
+from longarc.training.pretraining.codes import encode
+from longarc.training.pretraining.config import PretrainConfig
+from longarc.training.pretraining.folder import PretrainFolder
+from longarc.training.pretraining.job import pretrain as _pretrain
 from longarc.training.run_folder import RunFolder, open_run_folder
 from longarc.training.trainer import is_main_process
 
@@ -67,16 +73,8 @@ def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> 
     >>> run.predict(["the invoice was paid twice"])
     ['invoice']
     """
-    known = [f.name for f in dataclasses.fields(TrainConfig)]
-    for name in options:
-        if name not in known:
-            raise OptionError(f"fit has no option '{name}'. {close_matches(name, known)}")
-    in_memory = not isinstance(data, str | Path)
-    values: dict[str, Any] = {
-        name: str(value) if isinstance(value, Path) else _plain(value)
-        for name, value in options.items()
-    }
-    name = f"<{type(data).__name__} in memory>" if in_memory else str(data)
+    check_names("fit", options, TrainConfig)
+    name, in_memory, values = _settled(data, options)
     for part in ("validation", "test"):
         if not isinstance(values.get(part), str | None):
             raise OptionError(
@@ -87,6 +85,49 @@ def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> 
     return run_training(
         config, data=data if in_memory else None, console=Console() if verbose else None
     )
+
+
+def pretrain(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> Pretraining:
+    """Adapt an encoder to texts without labels, self-supervised.
+
+    Args:
+        data: as for :func:`fit`; it may be larger than memory if it is a file.
+        out: run folder to write; its ``model/`` is the encoder, for ``fit(…, model=…)``.
+        verbose: say on the terminal what happens.
+        options: the fields of :class:`PretrainConfig`, e.g. ``objective="simsiam"``.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        LongarcError: input or options that cannot be used; nothing has been written then.
+        ModelError: the codes collapsed. The run folder has metrics and a report, and no model.
+
+    >>> import tempfile
+    >>> texts = [f"the pump number {i} leaks oil and has to be sealed" for i in range(20)]
+    >>> run = pretrain({"text": texts}, out=tempfile.mkdtemp(), batch_size=4, max_length=16,
+    ...                evaluations=1, verbose=False)
+    >>> run.encode(["oil on the floor"]).shape
+    (1, 384)
+    """
+    check_names("pretrain", options, PretrainConfig)
+    name, in_memory, values = _settled(data, options)
+    config = PretrainConfig(data=name, out=str(out), **values)
+    return run_pretraining(
+        config, data=data if in_memory else None, console=Console() if verbose else None
+    )
+
+
+def run_pretraining(
+    config: PretrainConfig, *, data: Any = None, console: Console | None = None
+) -> Pretraining:
+    """The pretraining job, then the model card and the report that read its folder."""
+    run = Pretraining(_pretrain(config, data=data, console=console))
+    if run.folder.collapsed:
+        raise ModelError(collapse_message(run.metrics["collapse"], run.report()))
+    write_text(run.folder.model / "README.md", encoder_card(run.path))
+    run.report()
+    return run
 
 
 def run_training(config: TrainConfig, *, data: Any = None, console: Console | None = None) -> Run:
@@ -235,9 +276,106 @@ class Run:
                 write(batch)
         return out
 
+    def explain(
+        self,
+        texts: str | Sequence[str],
+        *,
+        label: str | None = None,
+        of: str = "logit",
+        tolerance: float = 1e-3,
+        parameters: Callable[[str], bool] | None = None,
+        advance: Callable[[float], Any] | None = None,
+    ) -> Any:
+        """The training documents that made a prediction, with contributions that add up.
+
+        The recorded training is replayed, twice, whatever the number of texts: give all texts that
+        are wanted at once. See ``docs/explanations.md`` for what the numbers mean.
+
+        Args:
+            texts: one text, or a list of them.
+            label: the class whose score is explained; None for the one with the highest.
+            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``.
+            tolerance: bound on what the integration may leave out, as a part of how far the number
+                moved in training.
+            parameters: which of the trained parameters to explain by, by name; None for all.
+            advance: is called with 1 for each step of the training.
+
+        Returns:
+            An :class:`~longarc.attribution.explanation.Explanation`, or a list of them for a list.
+
+        Raises:
+            RunError: the run recorded no path.
+        """
+        from longarc.attribution.of_run import explain_run
+
+        one = isinstance(texts, str)
+        found = explain_run(
+            self.folder,
+            self._exact_predictor(),
+            _as_texts([texts] if one else texts, "texts"),
+            label=label,
+            of=of,
+            tolerance=tolerance,
+            parameters=parameters,
+            advance=advance,
+        )
+        return found[0] if one else found
+
+    def _exact_predictor(self) -> Predictor:
+        """The predictor in float32: a contribution is not to be lost in bfloat16's rounding."""
+        mine = self.predictor
+        return Predictor(mine.model, mine.tokenizer, max_length=mine.max_length, offset=mine.offset)
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
         return write_report(self.path, Path(out).expanduser() if out is not None else None)
+
+
+class Pretraining:
+    """A finished pretraining run: its figures, its encoder, its report.
+
+    Nothing is read before it is asked for.
+    """
+
+    def __init__(self, folder: PretrainFolder):
+        self.folder = folder
+        self.path = folder.path
+
+    def __repr__(self) -> str:
+        return f"Pretraining({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> PretrainConfig:
+        """Every option of the run."""
+        return self.folder.config()
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Figures on held-out documents before and after; schema in docs/run-folder.md."""
+        return self.folder.metrics()
+
+    @property
+    def model(self) -> Path:
+        """The encoder's folder, for ``fit(…, model=…)`` and ``SentenceTransformer(…)``."""
+        return self.folder.model
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Codes (N, d) of length 1, float32, of the first ``max_length`` tokens."""
+        return encode(self.folder, _as_texts(texts, "texts"))
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write ``report.html`` (or ``out``) and return its path."""
+        return write_report(self.path, Path(out).expanduser() if out is not None else None)
+
+
+def _settled(data: Any, options: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
+    """The data's name, whether it is in memory, and options as config.yaml can hold them."""
+    in_memory = not isinstance(data, str | Path)
+    values = {
+        name: str(value) if isinstance(value, Path) else _plain(value)
+        for name, value in options.items()
+    }
+    return f"<{type(data).__name__} in memory>" if in_memory else str(data), in_memory, values
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from longarc.errors import OptionError, close_matches
 
@@ -42,3 +43,19 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> str:
     if isinstance(value, str) and value in known:
         return value
     raise OptionError(f"There is no {name} {value!r}. {close_matches(str(value), known)}")
+
+
+def check_known(owner: str, options: Iterable[object], accepted: Mapping[str, Any]) -> None:
+    """Raise OptionError unless ``owner`` has every option; ``accepted`` maps names to defaults.
+
+    >>> check_known("Loss focal", ["gama"], {"gamma": 2.0})
+    Traceback (most recent call last):
+    longarc.errors.OptionError: Loss focal has no option 'gama'. Did you mean gamma? Known: gamma (default 2.0).
+    """  # noqa: E501
+    for option in options:
+        if option in accepted:
+            continue
+        guess = close_matches(str(option), accepted).partition("Known: ")[0]
+        known = ", ".join(f"{name} (default {value!r})" for name, value in accepted.items())
+        told = f"{guess}Known: {known}." if accepted else "It has none."
+        raise OptionError(f"{owner} has no option {option!r}. {told}")

@@ -99,6 +99,17 @@ def write_run(
                  "loss": loss(model.logits(train_x[rows]), target[rows]),
                  "gradient_norm": 1.0, "learning_rate": rate}
             )  # fmt: skip
+            depths = {"head": 10 * rate, "layer 0": 3 * rate, "embeddings": rate}
+            log.append(
+                {"event": "update", "step": step, "update_ratio": 5 * rate, "update_ratios": depths,
+                 "implicit_penalty": rate / 4, "implicit_share": rate / 4 / log[-1]["loss"]}
+            )  # fmt: skip
+            if step % 20 == 2:
+                log.append(
+                    {"event": "sharpness", "step": step, "learning_rate": rate, "passes": 6,
+                     "critical_learning_rate": 3e-4, "critical_sharpness": 2 / 3e-4,
+                     "threshold": 2 / rate, "seconds": 1.0}
+                )  # fmt: skip
         logits = model.logits(part_x["validation"])
         wanted = space.encode(checked.labels)
         predicted = (logits > 0).astype(int) if space.multi_label else logits.argmax(axis=1)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from longarc.report import charts, recall_chart, training_charts
 from longarc.report.measures import ACCURACY, MACRO_F1, Figure
+from longarc.report.step_size_charts import step_size_curves
 
 HOSTILE = '</text></svg><script>alert(1)</script>&"\x00\ud800'
 
@@ -103,6 +104,31 @@ def test_training_curves_take_the_later_record_of_a_step():
     assert loss.description == "Loss by training step: training from 9 to 1."
     assert rate.title == "Learning rate"
     assert training_charts.training_curves([{"event": "start"}]) == []
+
+
+def test_step_size_curves_draw_what_the_monitors_wrote():
+    ratios = {"head": 1e-4, "layer 0": 5e-4, "embeddings": 3e-5}
+    log = [
+        {"event": "train", "step": 1, "loss": 2.0, "learning_rate": 0.0},  # 2 / 0 is left out
+        {"event": "train", "step": 2, "loss": 2.0, "learning_rate": 1e-4},
+        {"event": "train", "step": 9, "loss": 1.0, "learning_rate": 1e-5},
+        {"event": "update", "step": 1, "update_ratio": 0.0, "implicit_share": 0.0},
+        {"event": "update", "step": 2, "update_ratio": 2e-4, "update_ratios": ratios,
+         "implicit_penalty": 0.1, "implicit_share": 0.05},
+        {"event": "sharpness", "step": 2, "critical_sharpness": 3e3, "learning_rate": 1e-4},
+        {"event": "sharpness", "step": 5, "critical_sharpness": None},
+        {"event": "monitor", "step": 9, "name": "sharpness", "share": 0.01},
+    ]  # fmt: skip
+    sharpness, sizes, penalty = step_size_curves(log)
+    assert sharpness.description == (
+        "Sharpness by training step: 2 / learning rate from 2e+04 to 2e+05; "
+        "critical sharpness from 3e+03 to 3e+03."
+    )
+    assert "head from 0.0001 to 0.0001; embeddings from 3e-05" in sizes.description
+    assert "share from 0.05 to 0.05" in penalty.description
+    assert {"1e+3", "1e+6"} <= set(texts(sharpness.wide))
+    assert step_size_curves([r for r in log if r["event"] == "train"]) == []
+    assert len(step_size_curves([r for r in log if r["event"] != "sharpness"])) == 2
 
 
 @given(

@@ -30,6 +30,7 @@ from transformers import (
 
 from longarc.models.mean_pooled import from_encoder
 from longarc.objectives.losses.registry import build_loss
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import CheckpointClock, Interruption, RunLog
 from longarc.training.checkpoint import last_checkpoint
@@ -226,7 +227,8 @@ def train_in_parallel(folder: Path, options: dict[str, Any]) -> None:
             num_examples=43,
             multi_label=bool(options.get("multi_hot")),
         ),
-        head_learning_rate=0.2,
+        regularizers=build_regularizers(options.get("regularizers")),
+        head_learning_rate=options.get("head_learning_rate", 0.2),
         sampling_weights=sampling_weights(target, options.get("sampler", "random")),
     )
     trainer.train()

@@ -22,7 +22,7 @@ def run(words: Sequence[str]) -> int:
         "longarc check tickets.csv --text body --label topic",
     )
     parser.add_argument("data", type=str, help="table of texts and labels")
-    add_options(parser, OPTIONS)
+    add_options(parser, TrainConfig, OPTIONS)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))
     from longarc.cli.terminal import quiet_libraries, terminal

@@ -8,13 +8,15 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import jsonargparse
 from jsonargparse import ActionYesNo
 
 from longarc.errors import close_matches
-from longarc.training.config import TrainConfig
+
+T = TypeVar("T")
 
 
 class PlainHelp(jsonargparse.DefaultHelpFormatter):
@@ -57,6 +59,10 @@ class Parser(jsonargparse.ArgumentParser):
             message = f"{self._called(wrong[1])}{found}. Expected {kind}{action.help}."
             if action.choices or "Literal" in str(getattr(action, "_typehint", "")):
                 message += f" One of {self._choices_of(action)}."
+        elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
+            action = self._action_of(unread[1].replace("-", "_"))
+            expected = f" Expected {action.help}." if action else ""
+            message = f"--{unread[1]} cannot be read: {unread[2]}.{expected}"
         elif message.startswith("Unexpected config:"):
             message = "the --config file holds no options. Expected lines such as 'epochs: 3'."
         missing = re.search(r"arguments are required: (.+)", message)
@@ -86,10 +92,10 @@ def near(option: str, known: Sequence[str]) -> str:
     return guess if guess.startswith("Did you mean") else ""
 
 
-def add_options(parser: Parser, names: Sequence[str]) -> None:
-    """Add fields of TrainConfig as options, with their types, defaults and help."""
-    types = get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
+def add_options(parser: Parser, config: type, names: Sequence[str]) -> None:
+    """Add fields of a dataclass of options, with their types, defaults and help."""
+    types = get_type_hints(config)
+    for field in dataclasses.fields(config):
         if field.name not in names:
             continue
         flag = f"--{field.name.replace('_', '-')}"
@@ -100,13 +106,72 @@ def add_options(parser: Parser, names: Sequence[str]) -> None:
             yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
             parser.add_argument(flag, action=yes_no, default=default, help=text)
         else:
-            kind = as_typed if types[field.name] == str | None else types[field.name]
+            kind = _READERS.get(types[field.name], types[field.name])
             parser.add_argument(flag, type=kind, default=default, help=text)
+
+
+def help_of(config: type, name: str) -> str:
+    """The help text of one option."""
+    return next(f.metadata["help"] for f in dataclasses.fields(config) if f.name == name)
+
+
+def parse_job(
+    verb: str, description: str, example: str, config: type[T], words: Sequence[str]
+) -> tuple[T, bool]:
+    """The options of a verb that makes a run of a table, and whether ``--json`` was given."""
+    parser = Parser(verb, description, example)
+    parser.add_argument("data", type=str, help=help_of(config, "data"))
+    parser.add_argument(
+        "--config", action="config", help="YAML file of options; a run's config.yaml repeats it"
+    )
+    names = [f.name for f in dataclasses.fields(cast(Any, config)) if f.name != "data"]
+    add_options(parser, config, names)
+    # A run's config.yaml also says where it came from; the options are read past it.
+    parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    chosen = parser.parse_args(_with_saved_config(list(words)))
+    if not chosen.out:
+        parser.error(f"no --out: name a folder for the run, e.g. --out {example.split()[-1]}")
+    return config(**{name: getattr(chosen, name) for name in [*names, "data"]}), chosen.json
+
+
+def _with_saved_config(words: list[str]) -> list[str]:
+    """``--resume --out RUN`` alone goes on with the options the run was started with."""
+    if "--resume" not in words or any(word.split("=")[0] == "--config" for word in words):
+        return words
+    for i, word in enumerate(words):
+        out = word.partition("=")[2] if word.startswith("--out=") else None
+        if word == "--out" and i + 1 < len(words):
+            out = words[i + 1]
+        if out and (saved := Path(out).expanduser() / "config.yaml").is_file():
+            return ["--config", str(saved), *words]
+    return words
 
 
 def as_typed(value: object) -> str | None:
     """The option as it was typed: read as YAML, a separator ``#`` would be a comment."""
     return None if value is None else str(value)
+
+
+def as_listed(value: object) -> list | None:
+    """A list as it is typed, YAML without the brackets around it; one from a file as it is.
+
+    >>> as_listed("fgm, {sam: {rho: 0.1}}")
+    ['fgm', {'sam': {'rho': 0.1}}]
+    """
+    if not isinstance(value, str):
+        return value  # pyright: ignore[reportReturnType]
+    read = jsonargparse.get_loader("yaml")
+    for text in (value, f"[{value}]"):
+        try:
+            if isinstance(found := read(text), list):
+                return found
+        except Exception:
+            pass
+    raise ValueError(f"no list can be read from {value!r}")
+
+
+_READERS = {str | None: as_typed, list | None: as_listed}
 
 
 def shown_command(*words: object) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from longarc.cli.parser import Parser, add_options, shown_command
+from longarc.cli.parser import parse_job, shown_command
 from longarc.objectives.losses.registry import check_loss_options
+from longarc.objectives.regularizers.registry import check_regularizers
 from longarc.training.config import TrainConfig
 from longarc.training.run_folder import refuse_existing
 
 
 def run(words: Sequence[str]) -> int:
     """Parse, train, print the figures."""
-    options = _parse(words)
-    as_json = options.pop("json")
-    config = TrainConfig(**options)
+    config, as_json = parse_job(
+        "train",
+        "Train, evaluate and report a text classifier.",
+        "longarc train tickets.csv --text body --label topic --loss logit-adjusted "
+        "--out runs/tickets",
+        TrainConfig,
+        words,
+    )
     # What needs neither torch nor the data is refused in an instant; training checks it again.
     config.validate()
     if config.loss != "auto":
         check_loss_options(config.loss)
+    check_regularizers(config.regularizers)
     refuse_existing(config)
     from longarc.api import run_training
     from longarc.cli.terminal import quiet_libraries, terminal
@@ -46,44 +50,3 @@ def run(words: Sequence[str]) -> int:
     )
     console.print(f"predict  {command}", **plain)
     return 0
-
-
-def _parse(words: Sequence[str]) -> dict:
-    parser = Parser(
-        "train",
-        "Train, evaluate and report a text classifier.",
-        "longarc train tickets.csv --text body --label topic --loss logit-adjusted "
-        "--out runs/tickets",
-    )
-    parser.add_argument("data", type=str, help=_help("data"))
-    parser.add_argument(
-        "--config", action="config", help="YAML file of options; a run's config.yaml repeats it"
-    )
-    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "data"]
-    add_options(parser, names)
-    # A run's config.yaml also says where it came from; the options are read past it.
-    parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    chosen = parser.parse_args(_with_saved_config(list(words)))
-    options = {name: getattr(chosen, name) for name in [*names, "data"]} | {"json": chosen.json}
-    if not options["out"]:
-        parser.error("no --out: name a folder for the run, e.g. --out runs/tickets")
-    return options
-
-
-def _with_saved_config(words: list[str]) -> list[str]:
-    """``--resume --out RUN`` alone goes on with the options the run was started with."""
-    if "--resume" not in words or any(word.split("=")[0] == "--config" for word in words):
-        return words
-    for i, word in enumerate(words):
-        out = word.partition("=")[2] if word.startswith("--out=") else None
-        if word == "--out" and i + 1 < len(words):
-            out = words[i + 1]
-        if out and (saved := Path(out).expanduser() / "config.yaml").is_file():
-            return ["--config", str(saved), *words]
-    return words
-
-
-def _help(name: str) -> str:
-    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
-    return fields[name].metadata["help"]

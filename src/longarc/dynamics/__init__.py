@@ -1,1 +1,1 @@
-"""Measures of a model in training, as pure functions."""
+"""Measures of a model in training: functions from a model and a batch to numbers."""

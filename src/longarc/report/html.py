@@ -14,10 +14,13 @@ from longarc.report.comparison import comparison_context
 from longarc.report.drawing import shorten
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
 from longarc.report.page import render
+from longarc.report.pretraining import pretraining_context, read_pretraining
 from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
 from longarc.report.recipe import recipe_tables, second_stage, without_prior
 from longarc.report.saved import SavedRun, is_number, read_run
+from longarc.report.step_size_charts import step_size_curves
+from longarc.training.run_folder import is_pretraining
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
 WORST_ERRORS = 20
@@ -30,6 +33,8 @@ CONFIG = 60_000
 
 def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write the report of one run, or a comparison of several, and return its path.
+
+    A run of ``longarc pretrain`` gets a page of its own kind, and cannot be compared.
 
     The file holds its style and its charts (SVG) and asks for nothing from anywhere: no script,
     no font, no image. It stays under 3 MB.
@@ -57,11 +62,14 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     target = Path(folders[0]) / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise RunError(f"{target} is a folder; expected a file, e.g. {target / 'report.html'}.")
-    saved = [read_run(folder) for folder in folders]
-    if len(saved) == 1:
-        page = render("run.html.j2", run_context(saved[0]))
+    if len(folders) == 1 and is_pretraining(folders[0]):
+        page = render("pretraining.html.j2", pretraining_context(read_pretraining(folders[0])))
     else:
-        page = render("comparison.html.j2", comparison_context(saved, target))
+        saved = [read_run(folder) for folder in folders]
+        if len(saved) == 1:
+            page = render("run.html.j2", run_context(saved[0]))
+        else:
+            page = render("comparison.html.j2", comparison_context(saved, target))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, page)
     return target
@@ -82,6 +90,7 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "recall_chart": recall_by_count(metrics.get("per_class") or []),
         "lowest": _lowest_recall(metrics),
         "curves": training_charts.training_curves(run.log),
+        "step_size": step_size_curves(run.log),
         "best_step": training_charts.best_step(run.log),
         "recipe": recipe_tables(run),
         "without_prior": without_prior(run),
@@ -133,6 +142,7 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ("Label space", classes),
         ("Encoder", ", ".join(encoder) or None),
         ("Loss", str(config["loss"]) if config.get("loss") is not None else None),
+        ("Regularizers", _regularizers(config.get("regularizers"))),
         ("Second stage", second_stage(run)),
         ("Length limit", f"{thousands(limit)} tokens" if limit else None),
         ("Time", times),
@@ -144,6 +154,20 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ),
     ]
     return [(name, shorten(value, 300)) for name, value in facts if value]
+
+
+def _regularizers(chosen: Any) -> str | None:
+    """Their names with the options that were given.
+
+    >>> _regularizers(["fgm", {"flooding": {"level": 0.1}}])
+    'fgm, flooding (level 0.1)'
+    """
+    named = []
+    for entry in chosen if isinstance(chosen, list) else []:
+        for name, options in (entry if isinstance(entry, dict) else {entry: None}).items():
+            told = ", ".join(f"{k} {v}" for k, v in (options or {}).items())
+            named.append(f"{name} ({told})" if told else str(name))
+    return ", ".join(named) or None
 
 
 def metrics_table(run: SavedRun, split: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from longarc.data.labels import LabelSpace
 from longarc.errors import RunError
-from longarc.training.run_folder import open_run_folder
+from longarc.training.run_folder import is_pretraining, open_run_folder
 
 SPLITS = ("test", "validation")
 """The evaluated splits, the one that counts first."""
@@ -43,7 +43,7 @@ class SavedRun:
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the run came from; empty if the configuration does not say."""
-        return _as_dict(self.config.get("provenance"))
+        return as_dict(self.config.get("provenance"))
 
     @property
     def splits(self) -> list[str]:
@@ -60,7 +60,7 @@ class SavedRun:
 
     def rows(self) -> dict[str, int]:
         """Number of documents by split, as far as the folder tells."""
-        known = _as_dict(_as_dict(self.check).get("rows"))
+        known = as_dict(as_dict(self.check).get("rows"))
         evaluated = {s: self.metrics[s]["model"].get("n") for s in reversed(self.splits)}
         both = {**evaluated, **known}
         order = [s for s in ("train", "validation", "test") if s in both]
@@ -91,31 +91,24 @@ def read_run(folder: str | Path) -> SavedRun:
     ``config.yaml``, ``labels.json`` and ``metrics.json`` have to be there; the other files may be
     missing. Raises ``RunError`` if the folder or a needed file is missing or damaged.
     """
-    import yaml
-
     folder = open_run_folder(folder, complete=False).path
     if not (folder / "metrics.json").is_file():
         raise RunError(
             f"{folder} has no metrics.json: its training has not ended. Go on with:"
             f" longarc train --resume --out {shlex.quote(str(folder))}"
         )
-    config_text = _read_text(folder / "config.yaml")
-    try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError as error:
-        raise _damaged(folder / "config.yaml", f"not valid YAML ({error})") from None
-    if not isinstance(config, dict):
-        raise _damaged(folder / "config.yaml", "expected a mapping of options")
+    config_text = read_text(folder / "config.yaml")
+    config = parse_options(folder / "config.yaml", config_text)
     space = LabelSpace.load(folder / "labels.json")
 
-    metrics = _read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     evaluated = [split for split in SPLITS if split in metrics]
     if not evaluated:
-        raise _damaged(folder / "metrics.json", "it has neither a `validation` nor a `test` entry")
+        raise damaged(folder / "metrics.json", "it has neither a `validation` nor a `test` entry")
     for split in evaluated:
-        for name, measured in systems({"model": None, **_as_dict(metrics[split])}).items():
+        for name, measured in systems({"model": None, **as_dict(metrics[split])}).items():
             if not isinstance(measured, dict):
-                raise _damaged(
+                raise damaged(
                     folder / "metrics.json", f"`{split}` lacks the metrics of `{name}` as an object"
                 )
 
@@ -126,55 +119,73 @@ def read_run(folder: str | Path) -> SavedRun:
         config_text=config_text,
         space=space,
         metrics=metrics,
-        check=_read_json(check) if check.is_file() else None,
-        log=_read_log(folder / "log.jsonl"),
+        check=read_json(check) if check.is_file() else None,
+        log=read_log(folder / "log.jsonl"),
         predictions=_read_predictions(folder / "predictions.parquet"),
         recipe=_read_recipe(folder / "recipe.json"),
     )
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
+def parse_options(path: Path, text: str) -> dict[str, Any]:
+    """The options in the text of a config.yaml."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise damaged(path, f"not valid YAML ({error})") from None
+    if not isinstance(config, dict):
+        raise damaged(path, "expected a mapping of options")
+    return config
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A mapping as it is, anything else as an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def _damaged(path: Path, reason: str) -> RunError:
+def damaged(path: Path, reason: str) -> RunError:
+    """The error for a file that is not what its run wrote."""
+    verb = "pretrain" if is_pretraining(path.parent) else "train"
     return RunError(
         f"{path} is damaged: {reason}. Restore it from a copy, or train again with"
-        f" longarc train --config {shlex.quote(str(path.parent / 'config.yaml'))} --out NEW-RUN"
+        f" longarc {verb} --config {shlex.quote(str(path.parent / 'config.yaml'))} --out NEW-RUN"
     )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of a run as text; RunError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise _damaged(path, f"not UTF-8 at byte {error.start}") from None
+        raise damaged(path, f"not UTF-8 at byte {error.start}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a run that is a JSON object; RunError if it is not."""
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise _damaged(path, f"not valid JSON ({error})") from None
+        raise damaged(path, f"not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise _damaged(path, f"expected a JSON object, found {type(value).__name__}")
+        raise damaged(path, f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    recipe = _read_json(path) if path.is_file() else {}
+    recipe = read_json(path) if path.is_file() else {}
     for name in ("loss", "second_stage"):
         needed = {"trials", "not_tried", "chosen", "why"}
-        if name in recipe and needed - _as_dict(recipe[name]).keys():
-            raise _damaged(path, f"`{name}` lacks one of {', '.join(sorted(needed))}")
+        if name in recipe and needed - as_dict(recipe[name]).keys():
+            raise damaged(path, f"`{name}` lacks one of {', '.join(sorted(needed))}")
     return recipe
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of the log; the last line may be half written if the machine went down."""
     if not path.is_file():
         return []
-    lines = _read_text(path).splitlines()
+    lines = read_text(path).splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -184,7 +195,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise _damaged(path, f"line {number} is not valid JSON ({error})") from None
+            raise damaged(path, f"line {number} is not valid JSON ({error})") from None
         if isinstance(record, dict):
             records.append(record)
     return records
@@ -200,4 +211,4 @@ def _read_predictions(path: Path) -> list[dict[str, Any]]:
     try:
         return pyarrow.parquet.read_table(path, columns=columns).to_pylist()
     except (pyarrow.ArrowException, KeyError, OSError) as error:
-        raise _damaged(path, f"not the expected Parquet table ({error})") from None
+        raise damaged(path, f"not the expected Parquet table ({error})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from longarc.report import pretraining
 from longarc.report.measures import (
     ACCURACY,
     BALANCED,
@@ -79,6 +80,45 @@ def print_metrics(metrics: dict[str, Any], console: Console) -> None:
         if sentence:
             console.print(Text(sentence), soft_wrap=False)
             console.print()
+
+
+def print_pretraining(metrics: dict[str, Any], console: Console) -> None:
+    """Print the figures of an encoder before and after its pretraining, a row a measure.
+
+    >>> from rich.console import Console
+    >>> part = {"n": 40, "uniformity": -1.2}
+    >>> print_pretraining({"start": part, "end": part}, Console(width=60))
+    held out, 40 documents
+    ...before...after...
+    Uniformity...-1.200...-1.200...
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"held out, {metrics['end']['n']:,} documents",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    table.add_column("", min_width=12)
+    for name in ("before", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in pretraining.rows(metrics):
+        cells = []
+        for part in ("start", "end"):
+            cell = Text(row[part]["text"])
+            if row[part]["interval"]:
+                cell.append(f"\n{row[part]['interval']}", style="dim")
+            cells.append(cell)
+        table.add_row(Text(row["measure"].name), *cells)
+    console.print(table)
+    if sentence := pretraining.verdict(metrics):
+        console.print(Text(sentence), soft_wrap=False)
+        console.print()
 
 
 def _cell(found: Figure | None, is_best: bool) -> Any:

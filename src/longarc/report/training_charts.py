@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from longarc.report.drawing import BLUE, INK, MUTED, NARROW, ORANGE, Panel, data_of, panel
+from longarc.report.drawing import BLUE, INK, MUTED, NARROW, ORANGE, SERIES, Panel, data_of, panel
 from longarc.report.saved import is_number
 
 MAX_STEPS = 250  # points of a training curve
@@ -15,12 +15,7 @@ MAX_BINS = 40
 
 def training_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
     """Loss, quality on validation and learning rate by step, the kept step marked."""
-    # A resumed run may have logged a step twice: what it went on from is the later record.
-    last = {(r.get("event"), r["step"]): r for r in log if is_number(r.get("step"))}
-    train = [r for (event, _), r in sorted(last.items(), key=_by_step) if event == "train"]
-    validation = [
-        r for (event, _), r in sorted(last.items(), key=_by_step) if event == "validation"
-    ]
+    train, validation = by_step(log, "train"), by_step(log, "validation")
     best = best_step(log)
     if not train:
         return []
@@ -28,16 +23,20 @@ def training_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
     span = (min(0, *steps), max(steps))
 
     drawn = [
-        _curve(
-            "Loss", [("training", train, "loss"), ("validation", validation, "loss")], span, best
+        curve(
+            "Loss",
+            [("training", train, "loss"), ("validation", validation, "loss")],
+            span,
+            best,
+            zero=True,
         ),
-        _curve(
+        curve(
             "Validation",
             [("macro-F1", validation, "macro_f1"), ("accuracy", validation, "accuracy")],
             span,
             best,
         ),
-        _curve("Learning rate", [("learning rate", train, "learning_rate")], span, best),
+        curve("Learning rate", [("learning rate", train, "learning_rate")], span, best, rate=True),
     ]
     return [p for p in drawn if p is not None]
 
@@ -52,26 +51,40 @@ def best_step(log: Sequence[dict[str, Any]]) -> int | None:
     return ends[-1]["best_step"] if ends else None
 
 
-def _by_step(item: tuple[tuple[Any, Any], Any]) -> Any:
-    return item[0][1]
+def by_step(log: Sequence[dict[str, Any]], event: str) -> list[dict[str, Any]]:
+    """The records of an event by step; a step that was logged again, by a resumed run, once."""
+    last = {r["step"]: r for r in log if r.get("event") == event and is_number(r.get("step"))}
+    return [last[step] for step in sorted(last)]
 
 
-def _curve(
+def curve(
     title: str,
     series: Sequence[tuple[str, Sequence[dict[str, Any]], str]],
     span: tuple[int, int],
-    best: int | float | None,
+    mark: int | float | None,
+    *,
+    rate: bool = False,
+    zero: bool = False,
+    log_scale: bool = False,
 ) -> Panel | None:
+    """Series of records by step: (name, records, key of the value), with one step marked.
+
+    ``rate`` draws a learning rate, lower and with the title of the axis; ``zero`` keeps 0 in view,
+    as it is for a loss; ``log_scale`` leaves out what is 0 or less. None if there is nothing to
+    draw.
+    """
     import altair as alt
 
     values: list[dict[str, Any]] = []
     for name, records, key in series:
         points = [(r["step"], r[key]) for r in records if is_number(r.get(key))]
+        points = [(s, v) for s, v in points if v > 0 or not log_scale]
         values += [{"series": name, "step": s, "value": v} for s, v in thin(points, MAX_STEPS)]
     if not values:
         return None
     names = [name for name, _, _ in series if any(v["series"] == name for v in values)]
-    rate = title == "Learning rate"
+    decades = _decades([v["value"] for v in values]) if log_scale else []
+    ticks: dict[str, Any] = {"values": decades} if log_scale else {"tickCount": 2 if rate else 4}
     few = {n for n in names if sum(v["series"] == n for v in values) <= 40}
 
     def make(width: int) -> Any:
@@ -84,19 +97,21 @@ def _curve(
         )
         y = alt.Y(
             "value:Q",
-            scale=alt.Scale(zero=rate or title == "Loss", nice=True),
+            scale=alt.Scale(type="log", domain=[decades[0], decades[-1]])
+            if log_scale
+            else alt.Scale(zero=rate or zero, nice=True),
             title=None,
             axis=alt.Axis(
-                tickCount=2 if rate else 4,
+                **ticks,
                 labelExpr="datum.value == 0 ? '0' : "
-                f"format(datum.value, '{'~e' if rate else '~g'}')",
+                f"format(datum.value, '{'~e' if rate or log_scale else '~g'}')",
                 domain=False,
                 ticks=False,
                 minExtent=52,
                 maxExtent=52,
             ),
         )
-        palette = alt.Scale(domain=names, range=[BLUE, ORANGE][: len(names)])
+        palette = alt.Scale(domain=names, range=SERIES[: len(names)])
         colour = alt.Color(
             "series:N",
             scale=palette,
@@ -111,9 +126,9 @@ def _curve(
                 .mark_point(filled=True, size=34, opacity=1)
                 .encode(x=x, y=y, color=alt.Color("series:N", scale=palette, legend=None))
             )
-        if best is not None:
-            mark = alt.Chart(data_of([{"step": best}]))
-            layers.append(mark.mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x=x))
+        if mark is not None:
+            rule = alt.Chart(data_of([{"step": mark}]))
+            layers.append(rule.mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x=x))
         return alt.layer(*layers).properties(
             width=width,
             height=110 if rate else 190,
@@ -125,6 +140,16 @@ def _curve(
         of_series = [v for v in values if v["series"] == name]
         ends.append(f"{name} from {of_series[0]['value']:.3g} to {of_series[-1]['value']:.3g}")
     return panel(title, f"{title} by training step: {'; '.join(ends)}.", make)
+
+
+def _decades(values: Sequence[float]) -> list[float]:
+    """Powers of ten from below the least value to above the largest.
+
+    >>> _decades([0.02, 3.0])
+    [0.01, 0.1, 1.0, 10.0]
+    """
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [10.0**power for power in range(low, max(high, low + 1) + 1)]
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

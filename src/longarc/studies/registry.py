@@ -36,6 +36,12 @@ STUDIES: dict[str, StudyInfo] = {
         "every loss as a way to re-weight cross-entropy's gradient",
         seconds=5,
     ),
+    "learning-rate": StudyInfo(
+        "longarc.studies.learning_rate:learning_rate",
+        "a finite step as a gradient penalty: on two weights, on digits, by flooding, with Adam",
+        seconds=180,
+        takes=("reporter",),
+    ),
     "performer": StudyInfo(
         "longarc.studies.performer:performer",
         "random features of the softmax: errors by how they are drawn, and when they pay",
@@ -55,7 +61,7 @@ STUDIES: dict[str, StudyInfo] = {
     "simsiam": StudyInfo(
         "longarc.studies.simsiam:simsiam",
         "why SimSiam does not collapse: two numbers, every ablation, the mean view as target",
-        seconds=360,
+        seconds=600,
         takes=("reporter",),
     ),
 }
@@ -88,7 +94,7 @@ def run_study(
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, performer, positions, realformer, simsiam.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, learning-rate, performer, positions, realformer, simsiam.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")

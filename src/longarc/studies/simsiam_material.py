@@ -51,7 +51,7 @@ def digits(count: int = 1797) -> Material:
     """
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images / 16, dtype=torch.float32)
     images = functional.pad(images, (2, 2, 2, 2))[:, None]  # room to move
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

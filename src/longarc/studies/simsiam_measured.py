@@ -10,6 +10,7 @@ from torch import nn
 from longarc.studies.simsiam_material import WIDTH, Material, digits, licences
 from longarc.studies.simsiam_runs import (
     Outcome,
+    Predictor,
     Variant,
     gradients_of_targets,
     inputs,
@@ -49,14 +50,16 @@ MEAN_VIEW = (
 
 NORMS = {"output": "after the last too", "layer": "layer", "none": "none"}
 
+_KINDS: tuple[tuple[str, bool, Predictor], ...] = (
+    ("SimSiam", True, "learned"),
+    ("no stop-gradient", False, "learned"),
+    ("no predictor", True, "none"),
+)
+
 HEADS = tuple(
     Variant(f"{short}, norm {NORMS[heads]}", stop, predictor, heads=heads)
     for heads in ("output", "layer", "none")
-    for short, stop, predictor in (
-        ("SimSiam", True, "learned"),
-        ("no stop-gradient", False, "learned"),
-        ("no predictor", True, "none"),
-    )
+    for short, stop, predictor in _KINDS
 )
 
 COLLAPSING = ("no stop-gradient", "no predictor", "neither")

@@ -27,6 +27,7 @@ from longarc.training.probe import fit_probe
 RATE = 0.1
 
 Heads = Literal["hidden", "output", "layer", "none"]
+Predictor = Literal["learned", "fixed", "none"]
 """Where the heads normalise: over the batch between layers, after the last too; an example's
 numbers; nowhere."""
 
@@ -37,7 +38,7 @@ class Variant:
 
     name: str
     stop_gradient: bool = True
-    predictor: Literal["learned", "fixed", "none"] = "learned"
+    predictor: Predictor = "learned"
     factor: float = 1.0
     fixed_rate: bool = False
     decay: float = 0.0
@@ -123,6 +124,7 @@ def train(variant: Variant, material: Material, seed: int, steps: int, every: in
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
     schedule = rate_schedule(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     detector = CollapseDetector()
+    result: Any = None
     for step in range(steps):
         rows = material.train[
             torch.randint(len(material.train), (material.batch,), generator=generator)

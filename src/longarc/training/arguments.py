@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longarc.training.run_folder import RunFolder
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from longarc.training.config import TrainConfig
+    from longarc.training.pretraining.config import PretrainConfig
 
 
 UNUSED_OUTPUTS = [
@@ -29,34 +30,41 @@ def training_arguments(
 
     updates = documents / (config.batch_size * config.accumulation)
     return TrainingArguments(
-        output_dir=str(RunFolder(config.run).checkpoints),
-        per_device_train_batch_size=config.batch_size,
+        **common_arguments(config, device),
         per_device_eval_batch_size=2 * config.batch_size,
         gradient_accumulation_steps=config.accumulation,
-        num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "bf16",
-        use_cpu=device.type == "cpu",
-        seed=config.seed,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         logging_steps=max(1, math.ceil(updates * config.epochs / 200)),
-        logging_nan_inf_filter=False,
         eval_strategy="epoch" if config.validates else "no",
         eval_on_start=config.validates,
-        save_strategy="epoch",
-        save_total_limit=2,  # the best and the last; with 1 transformers drops the last
         load_best_model_at_end=config.validates,
         metric_for_best_model="macro_f1",
         greater_is_better=True,
-        restore_callback_states_from_checkpoint=True,
-        average_tokens_across_devices=False,
-        remove_unused_columns=False,
         label_names=["labels"],
         ddp_timeout=7 * 24 * 3600,  # the others wait while the first fits the baselines
-        dataloader_pin_memory=device.type != "cpu",
-        disable_tqdm=True,
-        report_to="none",
     )
+
+
+def common_arguments(config: TrainConfig | PretrainConfig, device: torch.device) -> dict[str, Any]:
+    """What a training and a pretraining have in common."""
+    return {
+        "output_dir": str(RunFolder(config.run).checkpoints),
+        "per_device_train_batch_size": config.batch_size,
+        "num_train_epochs": config.epochs,
+        "weight_decay": config.weight_decay,
+        "warmup_steps": config.warmup,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.precision == "bf16",
+        "use_cpu": device.type == "cpu",
+        "seed": config.seed,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "epoch",
+        "save_total_limit": 2,  # the best and the last; with 1 transformers drops the last
+        "restore_callback_states_from_checkpoint": True,
+        "average_tokens_across_devices": False,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device.type != "cpu",
+        "disable_tqdm": True,
+        "report_to": "none",
+    }

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from longarc.errors import OptionError, close_matches
-
-
-def option(default: Any, help: str) -> Any:  # noqa: A002
-    """A dataclass field whose help text the command line shows."""
-    return field(default=default, metadata={"help": help})
-
+from longarc.errors import OptionError
+from longarc.training.option_fields import (
+    check_choices,
+    check_kinds,
+    check_only_with,
+    check_out,
+    check_ranges,
+    differing,
+    option,
+)
 
 _ONLY_WITH = {
-    "position_alpha": ("positions", "hierarchical"),
-    "attention_minutes": ("attention", "learned"),
+    "position_alpha": ("positions", ("hierarchical",)),
+    "attention_minutes": ("attention", ("learned",)),
 }
 """Options that would change nothing without another's value."""
 
@@ -108,6 +108,12 @@ class TrainConfig:
         False, "scale the logits so that confidences fit the validation split; last of all"
     )
 
+    regularizers: list | None = option(
+        None,
+        "what a step does besides descending the loss: fgm, or several, e.g. "
+        "'fgm, {flooding: {level: 0.1}}'",
+    )
+
     epochs: float = option(3, "passes over the training data, at most")
     batch_size: int = option(16, "documents in a step on one device")
     accumulation: int = option(1, "batches summed into one update")
@@ -134,6 +140,16 @@ class TrainConfig:
         True, "put documents of similar length into a batch, to save padding"
     )
 
+    record_path: bool = option(
+        False, "keep the path of the training, which longarc explain needs; in float32 unless named"
+    )
+    path_budget: float = option(10.0, "gigabytes that the path may take")
+    monitors: bool = option(
+        True,
+        "log what the step size does (update sizes, the implicit penalty, sharpness) in at most 2 % "
+        "of the training time",
+    )
+
     seed: int = option(0, "seed of split, head, order and dropout")
     device: Literal["auto", "cpu"] = option("auto", "auto: a GPU where there is one")
     checkpoint_minutes: float = option(10.0, "save resumable state this often, besides every epoch")
@@ -147,8 +163,8 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Refuse values of the wrong kind or out of range, before any work: OptionError."""
-        self._check_kinds()
-        ranges = {
+        check_kinds(self)
+        ranges: dict[str, tuple[float, float | None]] = {
             "validation_fraction": (0, 0.9), "test_fraction": (0, 0.9), "epochs": (0, None),
             "batch_size": (1, None), "accumulation": (1, None), "learning_rate": (0, None),
             "layer_decay": (0, 1), "weight_decay": (0, None), "warmup": (0, 1),
@@ -156,23 +172,10 @@ class TrainConfig:
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
             "seed": (0, 2**32 - 1), "recipe_minutes": (0, None),
             "recipe_tau": (-10, 10), "hybrid": (0, None), "position_alpha": (0, 1),
-            "attention_minutes": (0, None),
+            "attention_minutes": (0, None), "path_budget": (0, None),
         }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise OptionError(f"--{name.replace('_', '-')} is {value!r}: expected a number.")
-            if not low <= value <= (high if high is not None else float("inf")):
-                bound = f"between {low} and {high}" if high is not None else f"at least {low}"
-                raise OptionError(f"--{name.replace('_', '-')} is {value}: expected {bound}.")
-        for name, hint in get_type_hints(TrainConfig).items():
-            value, choices = getattr(self, name), get_args(hint)
-            if get_origin(hint) is Literal and value not in choices:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is '{value}'. {close_matches(str(value), choices)}"
-                )
+        check_ranges(self, ranges)
+        check_choices(self)
         if self.freeze and self.head_start == "scratch":
             raise OptionError(
                 "--freeze trains the probe alone, so --head-start scratch leaves nothing to do. "
@@ -184,6 +187,15 @@ class TrainConfig:
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
             )
+        if self.freeze and self.regularizers:
+            raise OptionError(
+                "--freeze takes no training steps, so --regularizers would change nothing. Drop one "
+                "of the two."
+            )
+        if self.record_path:
+            self._refuse_unrecordable()
+        elif self.path_budget != TrainConfig.path_budget:
+            raise OptionError("--path-budget is for --record-path. Add that, or drop this.")
         if self.freeze and self.residual_attention == "gated":
             raise OptionError(
                 "the gates of --residual-attention gated are 0 at the start, and --freeze leaves them "
@@ -191,12 +203,7 @@ class TrainConfig:
             )
         if self.attention_options and self.attention is None:
             raise OptionError("--attention-options needs --attention: name the kernel they are of.")
-        for name, (other, needed) in _ONLY_WITH.items():
-            if getattr(self, name) != getattr(TrainConfig, name) and getattr(self, other) != needed:
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is for --{other} {needed}, and --{other} is "
-                    f"{getattr(self, other) or 'not given'}. Add that, or drop this."
-                )
+        check_only_with(self, _ONLY_WITH)
         if self.positions == "hierarchical" and self.position_alpha in (0, 0.5, 1):
             raise OptionError(
                 f"--position-alpha is {self.position_alpha:g}: expected a number between 0 and 1, "
@@ -209,29 +216,7 @@ class TrainConfig:
             )
         if not self.validates:
             self._refuse_choices()
-        if self.resume and self.overwrite:
-            raise OptionError(
-                "--resume keeps the run and --overwrite deletes it. Drop one of them."
-            )
-        if not self.out:
-            raise OptionError("no run folder named. Add --out runs/NAME.")
-
-    def _check_kinds(self) -> None:
-        expected = {
-            bool: "True or False", int: "a whole number", float: "a number",
-            str: "a string", dict: "a mapping, such as {'tau': 0.5}",
-        }  # fmt: skip
-        for name, hint in get_type_hints(TrainConfig).items():
-            value = getattr(self, name)
-            kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-            if (value is None and NoneType in kinds) or get_origin(hint) is Literal:
-                continue
-            kind = kinds[0]
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                raise OptionError(
-                    f"--{name.replace('_', '-')} is {value!r}: expected {expected[kind]}."
-                )
+        check_out(self)
 
     def _refuse_choices(self) -> None:
         """Without a validation split nothing can be chosen, so everything has to be named."""
@@ -247,6 +232,18 @@ class TrainConfig:
                 f"{named} needs a validation split, and --validation-fraction is 0. Drop it, {fix}"
             )
 
+    def _refuse_unrecordable(self) -> None:
+        """What the recorder would refuse, before any work; it says why at more length."""
+        for name, applies, why in (
+            ("--freeze", self.freeze, "takes no training steps, so there is no path"),
+            ("--regularizers", self.regularizers, "go through the model several times a step"),
+            ("--loss radius-margin", self.loss == "radius-margin", "reads the head's weights"),
+        ):
+            if applies:
+                raise OptionError(
+                    f"--record-path and {name} exclude each other: {name} {why}. Drop one of them."
+                )
+
     @property
     def validates(self) -> bool:
         """Whether there is a validation split."""
@@ -259,6 +256,8 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Options that change the outcome and differ, as name → (this, other)."""
-        free = {"out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline"}
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return {k: (mine[k], theirs[k]) for k in mine if k not in free and mine[k] != theirs[k]}
+        free = {
+            "out", "resume", "overwrite", "keep_checkpoints", "checkpoint_minutes", "baseline",
+            "path_budget", "monitors",
+        }  # fmt: skip
+        return differing(self, other, free)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from longarc.errors import RunError
-from longarc.training.config import TrainConfig
+
+CHECKPOINTS = 3 * 3
+"""Copies of the weights in them: weights and two moments; best, last, next."""
 
 
-def refuse_full_disk(config: TrainConfig, parameters: int) -> None:
-    """Raise RunError where the run folder's disk cannot hold its checkpoints."""
-    place = config.run.absolute()
+def refuse_full_disk(run: Path, parameters: int, copies: int = 1 + CHECKPOINTS) -> None:
+    """Raise RunError where a run folder's disk cannot hold so many copies of the parameters."""
+    place = run.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    copies = 1 if config.freeze else 1 + 3 * 3  # weights and two moments; best, last, next
     needed = 4 * parameters * copies
     if free < needed:
         raise RunError(

@@ -10,11 +10,14 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from longarc.errors import Interrupted
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import UNUSED_OUTPUTS
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import validation_metrics
+from longarc.training.monitors import SharpnessMonitor, UpdateMonitor
+from longarc.training.path_recorder import PathRecorder
 from longarc.training.progress import Advance
 from longarc.training.run_folder import RunFolder
 from longarc.training.trainer import Trainer
@@ -37,11 +40,13 @@ def fine_tune(
     sampling_weights: np.ndarray | None = None,
     resume_from: str | None = None,
     advance: Advance | None = None,
+    recorder: PathRecorder | None = None,
 ) -> int | None:
     """Train ``model`` in place; return the step whose weights it has, None for the last.
 
     With ``validation`` that is the best by macro-F1, the start included. ``resume_from`` is a
-    checkpoint, and ``advance`` is told of the part done, in the process that speaks.
+    checkpoint, and ``advance`` is told of the part done, in the process that speaks. ``recorder``
+    keeps the path.
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, once the state is saved.
@@ -56,6 +61,8 @@ def fine_tune(
         callbacks.append(Bar(advance))
     if config.patience and validation is not None:
         callbacks.append(EarlyStoppingCallback(config.patience))
+    if recorder is not None:
+        callbacks.append(recorder)  # last, when the others have asked for their checkpoints
     trainer = Trainer(
         model,
         args,
@@ -65,12 +72,16 @@ def fine_tune(
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
         loss=loss,
+        regularizers=build_regularizers(config.regularizers),
         layer_decay=config.layer_decay,
         head_learning_rate=config.head_learning_rate,
         sampling_weights=sampling_weights,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    if config.monitors:
+        trainer.add_callback(UpdateMonitor(log.write))
+        trainer.add_callback(SharpnessMonitor(log.write, trainer.update_loss))
     try:
         trainer.train(resume_from_checkpoint=resume_from, ignore_keys_for_eval=UNUSED_OUTPUTS)
     finally:

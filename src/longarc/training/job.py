@@ -28,12 +28,14 @@ from longarc.files import whole_file, whole_folder, write_json
 from longarc.models.head import final_linear
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.registry import build_loss, loss_names
+from longarc.objectives.regularizers.embeddings import check_same_by_embeddings
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import training_arguments
 from longarc.training.baseline import LinearBaseline
 from longarc.training.batches import Documents
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.config import TrainConfig
-from longarc.training.disk_space import refuse_full_disk
+from longarc.training.disk_space import CHECKPOINTS, refuse_full_disk
 from longarc.training.evaluation import (
     score,
     score_decisions,
@@ -59,6 +61,7 @@ from longarc.training.run_folder import (
     describe_origin,
     refuse_existing,
 )
+from longarc.training.run_recorder import recorder_of, refuse_several
 from longarc.training.starting_model import fit_attention, starting_model
 from longarc.training.trainer import is_main_process
 
@@ -92,7 +95,10 @@ class _Job:
         self.splits = prepared.splits
         device = chosen_device(prepared.config.device)
         bf16 = prepared.config.precision == "bf16" or (
-            prepared.config.precision == "auto" and bfloat16_is_fast(device)
+            prepared.config.precision == "auto"
+            # Contributions add up to the arithmetic's rounding, which is coarse in bfloat16.
+            and not prepared.config.record_path
+            and bfloat16_is_fast(device)
         )
         self.config = dataclasses.replace(prepared.config, precision="bf16" if bf16 else "fp32")
         self.folder = RunFolder(self.config.run)
@@ -112,6 +118,10 @@ class _Job:
         if needs_head or self.config.head_start == "probe" or self._has_second_stage():
             # Refuses a model without such a layer before anything is written.
             check_head(final_linear(self.model), self.config.recipe)
+        if self.config.record_path:
+            refuse_several(self.args.world_size * max(1, self.args.n_gpu))
+        if any(r.uses_embeddings for r in build_regularizers(self.config.regularizers)):
+            check_same_by_embeddings(self.model)
         self.predictor = Predictor(
             self.model,
             self.prepared.tokenizer,
@@ -155,7 +165,7 @@ class _Job:
 
     def _open_folder(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
-        refuse_full_disk(self.config, parameters)
+        refuse_full_disk(self.config.run, parameters, 1 if self.config.freeze else 1 + CHECKPOINTS)
         origin = describe_origin(
             self.prepared.data_sha256,
             encoder=type(self.model.base_model).__name__,
@@ -270,6 +280,9 @@ class _Job:
                     ),
                     resume_from=resume_from,
                     advance=advance if self.main else None,
+                    recorder=recorder_of(
+                        self.config, self.folder, self.splits.train, self.reporter.say
+                    ),
                 )
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped} {self._how_to_resume()}") from None

@@ -25,7 +25,8 @@ def parameter_groups(
     the embeddings one factor less than the first layer; everything above the encoder is the head.
     Weights that serve every layer (ALBERT's shared layer, a final normalisation, relative
     positions) count with the last layer, those named as embeddings with the embeddings.
-    Biases and normalisation weights (all one-dimensional parameters) are not decayed.
+    Biases and normalisation weights (all one-dimensional parameters) are not decayed. ``depth`` is
+    a group's name: ``head``, ``layer N`` or ``embeddings``.
 
     Layer-wise step sizes: Howard & Ruder, 2018 (ULMFiT), arXiv 1801.06146.
 
@@ -33,8 +34,8 @@ def parameter_groups(
     >>> encoder = nn.ModuleDict({"layer": nn.ModuleList([linear(), linear()])})
     >>> model = nn.ModuleDict({"encoder": encoder, "head": linear()})
     >>> groups = parameter_groups(model, learning_rate=1.0, layer_decay=0.5, weight_decay=0.1)
-    >>> [(g["lr"], g["weight_decay"]) for g in groups]
-    [(1.0, 0.1), (1.0, 0.1), (0.5, 0.1)]
+    >>> [(g["depth"], g["lr"], g["weight_decay"]) for g in groups]
+    [('head', 1.0, 0.1), ('layer 1', 1.0, 0.1), ('layer 0', 0.5, 0.1)]
     """
     prefix = getattr(model, "base_model_prefix", "") or "encoder"
     blocks = [int(m[1]) for name, _ in model.named_parameters() if (m := _BLOCK.search(f".{name}"))]
@@ -59,6 +60,13 @@ def parameter_groups(
             "params": parameters,
             "lr": head if level < 0 else learning_rate * layer_decay**level,
             "weight_decay": weight_decay if decayed else 0.0,
+            "depth": _depth_name(level, depth),
         }
         for (level, decayed), parameters in sorted(groups.items(), key=lambda kv: kv[0])
     ]
+
+
+def _depth_name(level: int, depth: int) -> str:
+    if level < 0:
+        return "head"
+    return "embeddings" if level == depth else f"layer {depth - 1 - level}"

@@ -16,6 +16,7 @@ from longarc.errors import DataError, OptionError
 from longarc.models.attention.registry import check_attention_options
 from longarc.models.loading import load_tokenizer, usable_length
 from longarc.objectives.losses.registry import check_loss_options
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.config import TrainConfig
 from longarc.training.progress import Reporter
 from longarc.training.run_folder import hash_texts
@@ -52,6 +53,7 @@ def prepare(
         check_loss_options(config.loss, config.loss_options)
     elif config.loss_options:
         raise OptionError("--loss-options needs --loss: loss auto has no options of its own.")
+    build_regularizers(config.regularizers)  # the constructors know the ranges
     if config.attention is not None:
         check_attention_options(config.attention, config.attention_options)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)

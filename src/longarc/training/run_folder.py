@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -27,9 +27,15 @@ from longarc.version import __version__
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Where each part of a run lies. Opening reads nothing; each property is a path."""
+    """Where each part of a run lies. Opening reads nothing; each property is a path.
+
+    ``verb`` is the command that made it, and ``options`` the kind of its options.
+    """
 
     path: Path
+
+    verb: ClassVar[str] = "train"
+    options: ClassVar[type] = TrainConfig
 
     @property
     def config_file(self) -> Path:
@@ -86,11 +92,21 @@ class RunFolder:
         """How near a learned attention comes to the exact one; absent from a run without it."""
         return self.path / "attention.json"
 
-    def config(self) -> TrainConfig:
+    @property
+    def recorded(self) -> Path:
+        """The path of the training; absent from a run that recorded none."""
+        return self.path / "path"
+
+    @property
+    def training_file(self) -> Path:
+        """The training documents of a recorded path, in the order it counts them."""
+        return self.recorded / "training.parquet"
+
+    def config(self) -> Any:
         """The options of the run, defaults of a newer version filled in."""
         values = self._values()
-        known = {f.name for f in dataclasses.fields(TrainConfig)}
-        return TrainConfig(**{k: v for k, v in values.items() if k in known})
+        known = {f.name for f in dataclasses.fields(self.options)}
+        return self.options(**{k: v for k, v in values.items() if k in known})
 
     def provenance(self) -> dict[str, Any]:
         """Versions, command, data hash."""
@@ -130,38 +146,60 @@ class RunFolder:
         return values
 
 
-def open_run_folder(path: str | Path, *, complete: bool = True) -> RunFolder:
+Folder = TypeVar("Folder", bound=RunFolder)
+
+
+def is_pretraining(path: str | Path) -> bool:
+    """Whether a run folder says that ``longarc pretrain`` made it; False for anything else."""
+    try:
+        values = yaml.safe_load((Path(path) / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and "objective" in values
+
+
+def open_run_folder(
+    path: str | Path, *, complete: bool = True, kind: type[Folder] = RunFolder
+) -> Folder:
     """A run folder that exists; with ``complete``, one whose training has ended.
 
     Raises :class:`~longarc.errors.RunError` that says what is missing and what to do.
     """
-    folder = RunFolder(Path(path).expanduser())
+    folder = kind(Path(path).expanduser())
     if not folder.path.is_dir():
         raise RunError(
-            f"no run folder at {folder.path}. Make one with: longarc train DATA --out {folder.path}"
+            f"no run folder at {folder.path}. Make one with: "
+            f"longarc {kind.verb} DATA --out {folder.path}"
         )
     if not folder.config_file.is_file():
         inside = ", ".join(sorted(p.name for p in folder.path.iterdir())[:8]) or "nothing"
         raise RunError(
             f"{folder.path} is not a run folder: expected config.yaml in it, found {inside}."
         )
+    if is_pretraining(folder.path) != (kind.verb == "pretrain"):
+        if kind.verb == "pretrain":
+            raise RunError(f"{folder.path} is a run of longarc train, not of longarc pretrain.")
+        raise RunError(
+            f"{folder.path} is a run of longarc pretrain: it has an encoder and no classes. Train "
+            f"a classifier with: longarc train DATA --model {folder.model} --out runs/NAME"
+        )
     if complete and not folder.complete:
         raise RunError(
             f"the run in {folder.path} has not ended: it has no "
             f"{'model/' if not folder.model.is_dir() else 'metrics.json'}. "
-            f"Go on with: longarc train --resume --out {shlex.quote(str(folder.path))}"
+            f"Go on with: longarc {kind.verb} --resume --out {shlex.quote(str(folder.path))}"
         )
     return folder
 
 
-def refuse_existing(config: TrainConfig) -> None:
+def refuse_existing(config: Any, kind: type[RunFolder] = RunFolder) -> None:
     """Raise RunError when ``--out`` is taken and neither resumed nor overwritten.
 
     With ``resume``: when there is no run to go on with, or a complete one.
     """
     path = config.run
     if config.resume:
-        if open_run_folder(path, complete=False).complete:
+        if open_run_folder(path, complete=False, kind=kind).complete:
             raise RunError(
                 f"the run in {path} is complete: nothing is left to resume. Replace it with "
                 "--overwrite, or name another folder with --out."
@@ -182,20 +220,22 @@ def refuse_existing(config: TrainConfig) -> None:
             "Name another folder with --out."
         )
     if not config.overwrite:
-        state = "a complete run" if RunFolder(path).complete else "an unfinished run"
+        state = "a complete run" if kind(path).complete else "an unfinished run"
         raise RunError(
             f"{path} holds {state}. Name another folder with --out, go on with --resume, or "
             "replace it with --overwrite."
         )
 
 
-def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFolder:
+def create_run_folder(
+    config: Any, provenance: dict[str, Any], kind: type[Folder] = RunFolder
+) -> Folder:
     """Make the folder, write ``config.yaml``, and keep a resumed run's files as they are.
 
     A resumed run must have the options and the data of its first start: what differs is named in
     the RunError.
     """
-    folder = RunFolder(config.run)
+    folder = kind(config.run)
     if config.resume:
         differing = folder.config().differences(config)
         if differing:
@@ -204,7 +244,7 @@ def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFol
             )
             raise RunError(
                 f"the run in {folder.path} started with other options ({named}). Resume with the "
-                f"same ones: longarc train --resume --out {shlex.quote(str(folder.path))}"
+                f"same ones: longarc {kind.verb} --resume --out {shlex.quote(str(folder.path))}"
             )
         if folder.provenance().get("data_sha256") != provenance["data_sha256"]:
             raise RunError(
@@ -222,7 +262,7 @@ def create_run_folder(config: TrainConfig, provenance: dict[str, Any]) -> RunFol
         if folder.path.exists():
             shutil.rmtree(folder.path)
     else:
-        refuse_existing(config)  # again: preparation took a while
+        refuse_existing(config, kind)  # again: preparation took a while
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         folder.config_file.touch(exist_ok=False)

@@ -26,11 +26,14 @@ from longarc.training.checkpoint import (
     save_random_state,
 )
 from longarc.training.parameters import parameter_groups
+from longarc.training.path_recorder import check_recordable
+from longarc.training.regularized_step import check_regularizers, regularized_step
 
 if TYPE_CHECKING:
     import numpy as np
 
     from longarc.objectives.losses.contract import Loss
+    from longarc.objectives.regularizers.contract import Regularizer
 
 
 class Trainer(transformers.Trainer):
@@ -43,6 +46,7 @@ class Trainer(transformers.Trainer):
       the denominator of all its batches (transformers averages means, or forgets to divide).
       Only where an epoch's documents do not fill the last step of several processes does
       accelerate repeat a few of them, so that each process has as many batches.
+    - ``regularizers``: any of longarc's, in any order, for the whole step in the same way.
     - ``layer_decay`` and ``head_learning_rate``: see
       :func:`~longarc.training.parameters.parameter_groups`.
     - With ``args.train_sampling_strategy="group_by_length"`` and a training set that has
@@ -55,6 +59,9 @@ class Trainer(transformers.Trainer):
 
     Args:
         loss: what to minimise; None leaves the loss to the model.
+        regularizers: what a step does besides, from the innermost to the outermost. They need a
+            ``loss``; the loss that is logged stays the plain one. Perturbations of embeddings leave
+            [CLS], [SEP] and the like alone where a ``processing_class`` tells their ids.
         layer_decay: factor on the step size for each layer further from the head; 1 for none.
         head_learning_rate: peak step size of the head; None for ``args.learning_rate``.
         sampling_weights: (N,) the probability with which each training document is drawn, with
@@ -73,6 +80,7 @@ class Trainer(transformers.Trainer):
         args: transformers.TrainingArguments | None = None,
         *positional: Any,
         loss: Loss | None = None,
+        regularizers: Sequence[Regularizer] = (),
         layer_decay: float = 1.0,
         head_learning_rate: float | None = None,
         sampling_weights: np.ndarray | None = None,
@@ -80,6 +88,8 @@ class Trainer(transformers.Trainer):
     ):
         super().__init__(model, args, *positional, **keywords)  # pyright: ignore[reportArgumentType]
         self.loss = loss.to(self.args.device) if loss is not None else None
+        self.regularizers = list(regularizers)
+        check_regularizers(self)
         self.layer_decay = layer_decay
         self.head_learning_rate = head_learning_rate
         self.sampling_weights = sampling_weights
@@ -87,6 +97,13 @@ class Trainer(transformers.Trainer):
         # number of batches, which transformers omits for heads that accept **kwargs.
         self.loss_is_scaled_for_ga = loss is not None
         self._sampler: SeededSampler | None = None
+        self._update: Sequence[dict[str, Any]] = ()
+        self._denominator: Tensor | int | None = None
+
+    def train(self, *positional: Any, **keywords: Any) -> Any:
+        """Train as transformers' does; refuse first what a path recorder among us cannot record."""
+        check_recordable(self)
+        return super().train(*positional, **keywords)
 
     # The loss of a step
 
@@ -108,9 +125,7 @@ class Trainer(transformers.Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        more: dict[str, Tensor] = {}
-        if self.loss.uses_class_vectors:
-            more["class_vectors"] = final_linear(self.accelerator.unwrap_model(model)).weight
+        more = self._class_vectors(model)
         if num_items_in_batch is None:
             loss = self.loss(logits, labels, **more)
         else:
@@ -119,12 +134,66 @@ class Trainer(transformers.Trainer):
             loss = total * self.args.world_size / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
+    def _class_vectors(self, model: nn.Module) -> dict[str, Tensor]:
+        """What a loss needs of the model besides its logits."""
+        if self.loss is None or not self.loss.uses_class_vectors:
+            return {}
+        return {"class_vectors": final_linear(self.accelerator.unwrap_model(model)).weight}
+
     def get_batch_samples(self, *args: Any, **keywords: Any) -> Any:
-        """Fetch the batches of the next update, and tell the loss how far the training is."""
+        """Fetch the batches of the next update, and say how far the training is."""
         if self.loss is not None:
             # Before the denominator is taken, which may depend on it.
-            self.loss.set_progress(self.state.global_step / self.state.max_steps)
-        return super().get_batch_samples(*args, **keywords)
+            done = self.state.global_step / self.state.max_steps
+            for part in (self.loss, *self.regularizers):
+                part.set_progress(done)
+        self._update, self._denominator = super().get_batch_samples(*args, **keywords)
+        return self._update, self._denominator
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Differentiate one batch; with regularizers all batches of the update, at its last."""
+        if not self.regularizers:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        model.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):  # schedule-free ones have two modes
+            optimizer.train()
+        batches = [cast(dict[str, Any], self._prepare_inputs(batch)) for batch in self._update]
+        return regularized_step(
+            self, model, batches, num_items_in_batch, self._class_vectors(model)
+        )
+
+    def over_processes(self, value: Tensor) -> Tensor:
+        """The sum of a scalar over all processes."""
+        if self.args.world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value
+
+    @torch.no_grad()
+    def update_loss(self) -> Tensor:
+        """The loss of the update's batches, as training computes it, at the weights as they are.
+
+        For callbacks, which see neither loss nor inputs. Several processes have the mean over their
+        own batches each.
+        """
+        model = cast(nn.Module, self.model)
+        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norm's
+        total = torch.zeros((), device=self.args.device)
+        for batch in self._update:
+            inputs = cast(dict[str, Any], self._prepare_inputs(batch))
+            with self.compute_loss_context_manager():
+                total += self.compute_loss(model, inputs, num_items_in_batch=self._denominator)
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        return total if self._denominator is not None else total / max(len(self._update), 1)
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[dict[str, Any]], device: torch.device
@@ -133,9 +202,7 @@ class Trainer(transformers.Trainer):
             return None
         classes = self.accelerator.unwrap_model(cast(nn.Module, self.model)).config.num_labels
         parts = [self.loss.denominator(b["labels"].to(device), classes) for b in batch_samples]
-        count = torch.stack(parts).sum()
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(count)
+        count = self.over_processes(torch.stack(parts).sum())
         return count.clamp(min=torch.finfo(torch.float32).tiny)
 
     # Order and step sizes

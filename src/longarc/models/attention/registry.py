@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longarc.errors import OptionError, close_matches
+from longarc.options import check_known
 
 if TYPE_CHECKING:
     from longarc.models.attention.kernel import AttentionKernel
@@ -95,13 +96,7 @@ def check_attention_options(name: str, options: Mapping[str, Any] | None = None)
         )
     if not options:
         return
-    accepted = attention_options(name)
-    for option in options:
-        if option not in accepted:
-            guess = close_matches(str(option), accepted).partition("Known: ")[0]
-            known = ", ".join(f"{k} (default {v!r})" for k, v in accepted.items())
-            told = f"{guess}Known: {known}." if accepted else "It has none."
-            raise OptionError(f"Attention {name} has no option {option!r}. {told}")
+    check_known(f"Attention {name}", options, attention_options(name))
     build_kernel(name, heads=2, width=32, options=options)  # the constructor knows the ranges
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longarc.errors import OptionError, close_matches
+from longarc.options import check_known
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,11 +205,7 @@ def check_loss_options(
     loss_class = _loss_class(name)
     parameters = inspect.signature(loss_class).parameters
     accepted = {k: p.default for k, p in parameters.items() if k not in _NOT_OPTIONS}
-    for option in options:
-        if option not in accepted:
-            raise OptionError(
-                f"Loss {name} has no option {option!r}. {_option_matches(str(option), accepted)}"
-            )
+    check_known(f"Loss {name}", options, accepted)
     # The constructor knows the ranges. Two classes of one example stand in for the data.
     kinds = [kind for kind in (False, True) if name in loss_names(kind)]
     refusals: list[OptionError] = []
@@ -221,14 +218,6 @@ def check_loss_options(
         else:
             return
     raise refusals[-1]
-
-
-def _option_matches(option: str, accepted: Mapping[str, Any]) -> str:
-    if not accepted:
-        return "It has none."
-    guess = close_matches(option, accepted).partition("Known: ")[0]
-    known = ", ".join(f"{k} (default {v!r})" for k, v in accepted.items())
-    return f"{guess}Known: {known}."
 
 
 def _loss_class(name: str) -> type[Any]:

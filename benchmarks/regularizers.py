@@ -1,0 +1,212 @@
+"""What each regularizer costs and brings: MiniLM on few documents of long-tailed tasks.
+
+    python benchmarks/regularizers.py cost [--rounds 7]
+    python benchmarks/regularizers.py quality --task licence-categories [--seeds 0 1 2]
+    python benchmarks/regularizers.py quality --task r52 --tables TRAIN TEST
+    python benchmarks/regularizers.py --show     # the rows so far, as the tables of docs/
+
+``cost``: seconds of forward and backward passes of one step of 16 documents of 128 tokens, from the
+batch to the gradient, interleaved over the regularizers, relative to the plain step of the same
+round. With default options, both forms of the gradient penalties, and SAM uphill on a quarter.
+
+``quality``: the training job on ``--documents`` documents, twice as many to test with, once for
+each regularizer and seed, which draws the documents. There is no validation split: the last epoch
+counts, or a probe that is kept would make all the same. Each row has the mean and the extremes over
+the seeds, and of the difference to the plain training of the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import longarc
+from longarc.data.examples import Examples, read_examples
+from longarc.data.licenses import read_licenses
+from longarc.data.table_writer import table_writer
+from longarc.models.loading import load_classifier
+from longarc.objectives.regularizers.registry import REGULARIZERS, build_regularizers
+from longarc.objectives.regularizers.step import regularized_backward
+from rows import RESULTS, append_row, spread
+
+PLAIN = "none"
+COSTS: dict[str, list[Any]] = {
+    PLAIN: [],
+    **{name: [name] for name in REGULARIZERS},
+    "gradient-penalty, double backward": [{"gradient-penalty": {"method": "double-backward"}}],
+    "input-gradient-penalty, double backward": [
+        {"input-gradient-penalty": {"method": "double-backward"}}
+    ],
+    "sam, fraction .25": [{"sam": {"fraction": 0.25}}],
+}
+FIGURES = {
+    "accuracy": "accuracy", "macro_f1": "macro-F1", "recall_tail": "recall, tail",
+    "calibration_error": "calibration error",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure and append a row for each regularizer."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", nargs="?", choices=["cost", "quality"], default="cost")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--task", choices=["licence-categories", "r52"], default="licence-categories"
+    )
+    parser.add_argument("--tables", nargs=2, metavar=("TRAIN", "TEST"), help="for r52")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS))
+    parser.add_argument("--documents", type=int, default=300)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--options", type=json.loads, default={}, help="{name: its options}")
+    parser.add_argument("--show", action="store_true", help="print the tables and train nothing")
+    chosen = parser.parse_args()
+    if chosen.show:
+        print(tables())
+    elif chosen.what == "cost":
+        cost(chosen.rounds)
+    elif chosen.task == "r52" and not chosen.tables:
+        parser.error("--task r52 needs --tables TRAIN TEST")
+    else:
+        quality(chosen)
+
+
+def cost(rounds: int, documents: int = 16, length: int = 128) -> None:
+    """Seconds and ratios of one step, the first round to warm up."""
+    torch.manual_seed(0)
+    model = load_classifier("minilm", labels=tuple("abcdefgh")).train()
+    batch = {
+        "input_ids": torch.randint(1000, 30000, (documents, length)),
+        "attention_mask": torch.ones(documents, length, dtype=torch.long),
+        "labels": torch.randint(0, 8, (documents,)),
+    }
+    loss = longarc.CrossEntropyLoss()
+    seconds: dict[str, list[float]] = {name: [] for name in COSTS}
+    for turn in range(rounds + 1):
+        for name, chosen in COSTS.items():
+            regularizers = build_regularizers(chosen)
+            start = time.perf_counter()
+            if regularizers:
+                regularized_backward(model, batch, loss, regularizers, special=[101, 102])
+            else:
+                _plain_step(model, batch, loss)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    for name in COSTS:
+        ratios = [mine / plain for mine, plain in zip(seconds[name], seconds[PLAIN], strict=True)]
+        append_row(
+            "regularizers-cost",
+            regularizer=name,
+            ratio=spread(ratios),
+            seconds=spread(seconds[name]),
+            documents=documents,
+            tokens=length,
+            threads=torch.get_num_threads(),
+        )
+
+
+def _plain_step(model: Any, batch: dict[str, torch.Tensor], loss: Any) -> None:
+    model.zero_grad()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    loss(model(**inputs).logits, batch["labels"]).backward()
+
+
+def quality(chosen: argparse.Namespace) -> None:
+    """Train with each regularizer on each seed's documents."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in chosen.seeds:
+        train, test = _documents(chosen, seed)
+        with tempfile.TemporaryDirectory() as temporary:
+            paths = {name: str(Path(temporary) / f"{name}.parquet") for name in ("train", "test")}
+            for name, part in (("train", train), ("test", test)):
+                with table_writer(Path(paths[name])) as write:
+                    write({"text": part.texts, "label": part.labels or []})
+            for name in (PLAIN, *chosen.regularizers):
+                with_options = [{name: chosen.options.get(name, {})}] if name != PLAIN else None
+                start = time.perf_counter()
+                run = longarc.fit(
+                    paths["train"], test=paths["test"], out=Path(temporary) / name,
+                    max_length=chosen.max_length, epochs=chosen.epochs, seed=seed,
+                    validation_fraction=0.0, regularizers=with_options, baseline=False,
+                    verbose=False,
+                )  # fmt: skip
+                figures = {f: run.metrics["test"]["model"][f]["value"] for f in FIGURES}
+                figures["minutes"] = (time.perf_counter() - start) / 60
+                found.setdefault(name, []).append(figures)
+                print(chosen.task, seed, name, figures, flush=True)
+    for name, runs in found.items():
+        append_row(
+            "regularizers-quality", task=chosen.task, regularizer=name,
+            **{f: _over_seeds([run[f] for run in runs]) for f in (*FIGURES, "minutes")},
+            gain={f: _over_seeds([r[f] - p[f] for r, p in zip(runs, found[PLAIN], strict=True)])
+                  for f in FIGURES},
+            options=chosen.options.get(name, {}), documents=chosen.documents,
+            max_length=chosen.max_length, epochs=chosen.epochs, seeds=chosen.seeds,
+        )  # fmt: skip
+
+
+def _documents(chosen: argparse.Namespace, seed: int) -> tuple[Examples, Examples]:
+    """Documents to train on, and twice as many of the same classes to test with."""
+    if chosen.task == "r52":
+        train, test = (read_examples(table)[0] for table in chosen.tables)
+    else:
+        train = test = read_licenses("category", include_rules=False)
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(train))
+    kept, rest = order[: chosen.documents], order[chosen.documents :]
+    if chosen.task == "r52":
+        rest = random.permutation(len(test))
+    known = {(train.labels or [])[i] for i in kept}
+    tested = [i for i in rest if (test.labels or [])[i] in known][: 2 * chosen.documents]
+    return train.select([int(i) for i in kept]), test.select([int(i) for i in tested])
+
+
+def _over_seeds(values: list[float]) -> dict[str, float]:
+    return {
+        "mean": round(statistics.mean(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
+
+
+def tables() -> str:
+    """The latest rows as Markdown."""
+    latest: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for line in RESULTS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["benchmark"].startswith("regularizers-"):
+            latest[row["benchmark"], row.get("task", ""), row["regularizer"]] = row
+    lines = ["| regularizer | time of a step, plain = 1 |", "|---|---|"]
+    for (benchmark, _, name), row in latest.items():
+        if benchmark == "regularizers-cost":
+            r = row["ratio"]
+            lines.append(f"| {name} | {r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f}) |")
+    for task in dict.fromkeys(t for b, t, _ in latest if b == "regularizers-quality"):
+        lines += ["", task, "", "| regularizer | " + " | ".join(FIGURES.values()) + " | minutes |"]
+        lines.append("|---" * (len(FIGURES) + 2) + "|")
+        for (_, of_task, name), row in latest.items():
+            if of_task == task:
+                cells = [_cell(row, figure) for figure in FIGURES]
+                lines.append(f"| {name} | {' | '.join(cells)} | {row['minutes']['mean']:.1f} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], figure: str) -> str:
+    value = f"{row[figure]['mean']:.3f}"
+    gain = row["gain"][figure]
+    if row["regularizer"] == PLAIN:
+        return value
+    return f"{value} ({gain['mean']:+.3f}, {gain['min']:+.3f} … {gain['max']:+.3f})"
+
+
+if __name__ == "__main__":
+    main()

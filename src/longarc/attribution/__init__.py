@@ -1,0 +1,1 @@
+"""From a recorded training path to the training examples behind a prediction."""

@@ -1,0 +1,201 @@
+"""Inner products of every example's gradient with given directions, no gradient ever stored whole.
+
+Legend: b examples in the batch, n tokens, Q directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Directions = Mapping[str, Tensor]
+"""Name of a parameter → (Q, …), a direction for each query."""
+
+
+def by_layers(
+    model: nn.Module, directions: Directions, backward: Callable[[], Tensor]
+) -> Tensor | None:
+    """⟨U_q, g_i⟩ for all queries and examples, (Q, b), from one backward pass; None if it cannot.
+
+    Each layer's per-example gradient follows from what entered the layer and from the gradient of
+    what left it: for a linear layer Σ_t δ_it x_itᵀ. It is contracted with the directions as soon as
+    it is formed, so memory is that of one layer. Linear layers, embeddings and layer norms are
+    known; a model with other parameters, or with layers whose first axis is not the examples,
+    needs :func:`by_forward_mode`.
+
+    Args:
+        directions: of the parameters that count.
+        backward: passes the batch through the model and back; returns the logits (b, …).
+    """
+    modules: dict[nn.Module, dict[str, Tensor]] = {}
+    for module, own, direction in _places(model, directions):
+        if type(module) not in _LAYERS:
+            return None
+        modules.setdefault(module, {})[own] = direction
+    pieces: list[Tensor] = []
+    odd = False
+
+    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        x = inputs[0].detach()
+
+        def contract(gradient: Tensor) -> None:
+            nonlocal odd
+            if len(x) != len(gradient):
+                odd = True
+            else:
+                pieces.append(_LAYERS[type(module)](module, modules[module], x, gradient))
+
+        if output.requires_grad:
+            output.register_hook(contract)
+
+    handles = [module.register_forward_hook(watch) for module in modules]
+    try:
+        with _rows_apart(model):
+            logits = backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    queries = len(next(iter(directions.values())))
+    odd = odd or any(piece.shape != (queries, len(logits)) for piece in pieces)
+    return None if odd else torch.stack(pieces).sum(dim=0)
+
+
+def by_forward_mode(
+    model: nn.Module,
+    directions: Directions,
+    forward: Callable[[], Tensor],
+    gradient: Tensor,
+) -> Tensor:
+    """⟨U_q, g_i⟩ for all queries and examples, (Q, b), by a forward-mode pass for each query.
+
+    For any layer: the derivative of the logits in direction U_q, contracted with the ``gradient``
+    of the loss with respect to them, (b, …). Attention runs on torch's plain kernel, the one that
+    has a forward mode.
+
+    Args:
+        forward: passes the batch through the model as it stands; returns the logits (b, …).
+    """
+    places = _places(model, directions)
+    rows = []
+    for q in range(len(next(iter(directions.values())))):
+        kept = [getattr(module, own) for module, own, _ in places]
+        try:
+            with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+                for (module, own, direction), parameter in zip(places, kept, strict=True):
+                    dual = forward_ad.make_dual(parameter.detach(), direction[q])
+                    del module._parameters[own]
+                    setattr(module, own, dual)
+                logits = forward()
+                tangent = forward_ad.unpack_dual(logits).tangent
+                if tangent is None:
+                    tangent = torch.zeros_like(logits)
+                rows.append((tangent * gradient).flatten(1).sum(dim=1).detach())
+        finally:
+            for (module, own, _), parameter in zip(places, kept, strict=True):
+                if own in module.__dict__:
+                    delattr(module, own)
+                module._parameters[own] = parameter
+    return torch.stack(rows)
+
+
+def _places(model: nn.Module, directions: Directions) -> list[tuple[nn.Module, str, Tensor]]:
+    """Where each parameter is held, and its directions; one that is shared, in several places."""
+    by_parameter = {p: directions[n] for n, p in model.named_parameters() if n in directions}
+    return [
+        (module, own, by_parameter[parameter])
+        for module in model.modules()
+        for own, parameter in module._parameters.items()
+        if parameter is not None and parameter in by_parameter
+    ]
+
+
+@contextmanager
+def _rows_apart(model: nn.Module) -> Iterator[None]:
+    """Give each example its own row where an embedding serves all with one, as positions do."""
+    rows: list[int] = []
+
+    def learn(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
+        given = [*inputs, *keywords.values()]
+        rows.append(next(len(t) for t in given if isinstance(t, Tensor) and t.ndim))
+
+    def expand(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        (index,) = inputs
+        if index.ndim > 1 and len(index) == 1 < rows[-1]:
+            return (index.expand(rows[-1], *index.shape[1:]),)
+        return None
+
+    handles = [model.register_forward_pre_hook(learn, with_kwargs=True)]
+    handles += [
+        module.register_forward_pre_hook(expand)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _linear(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+    rows = len(x)
+    total = 0
+    if (weight := own.get("weight")) is not None:
+        d = gradient.reshape(rows, -1, gradient.shape[-1]).to(weight)
+        x = x.reshape(rows, -1, x.shape[-1]).to(weight)
+        tokens, queries = d.shape[1], len(weight)
+        if tokens * queries <= tokens + queries:  # multiplications, in units of the layer's size
+            total = torch.einsum("bto,qoi,bti->qb", d, weight, x)
+        else:
+            each = torch.bmm(d.transpose(1, 2), x)  # (b, out, in)
+            total = weight.flatten(1) @ each.flatten(1).T
+    if (bias := own.get("bias")) is not None:
+        d = gradient.reshape(rows, -1, gradient.shape[-1]).to(bias)
+        total = total + bias @ d.sum(dim=1).T
+    return _as_tensor(total)
+
+
+def _embedding(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+    (weight,) = own.values()
+    d = gradient.to(weight)
+    padding = getattr(module, "padding_idx", None)
+    if padding is not None:
+        d = d * (x != padding)[..., None]
+    return torch.stack([(u[x] * d).flatten(1).sum(dim=1) for u in weight])
+
+
+def _layer_norm(
+    module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor
+) -> Tensor:
+    assert isinstance(module, nn.LayerNorm)
+    total = 0
+    size = module.normalized_shape
+    dims = list(range(1, x.ndim - len(size)))
+    if (weight := own.get("weight")) is not None:
+        plain = F.layer_norm(x.to(weight), size, None, None, module.eps)
+        each = (gradient.to(weight) * plain).sum(dim=dims) if dims else gradient * plain
+        total = weight.flatten(1) @ each.flatten(1).T
+    if (bias := own.get("bias")) is not None:
+        each = gradient.to(bias)
+        each = each.sum(dim=dims) if dims else each
+        total = total + bias.flatten(1) @ each.flatten(1).T
+    return _as_tensor(total)
+
+
+def _as_tensor(total: Tensor | int) -> Tensor:
+    assert isinstance(total, Tensor)
+    return total
+
+
+_LAYERS: dict[type, Callable[..., Tensor]] = {
+    nn.Linear: _linear,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+}

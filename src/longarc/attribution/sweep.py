@@ -1,0 +1,390 @@
+"""The exact mode: one sweep back over a recorded path, for many queries at once.
+
+A step moves the parameters from θ_t along a straight segment Δ_t, so a query f changes by
+⟨ḡ_t, Δ_t⟩ with ḡ_t = ∫₀¹ ∇f(θ_t + sΔ_t) ds. Δ_t is linear in the gradients of this step and,
+through the momentum, of all steps before it. Going back, U_t = s_t ⊙ ḡ_t + μ U_{t+1} gathers what
+gradient g_t does in its own step and in all later ones, and example i of step t contributes
+−a κ_t ⟨U_t, ∇ℓ_i(θ_t)⟩, with κ_t the clip factor and ℓ_i its part of the step's loss. Memory is
+O(parameters × queries), never examples × parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longarc.attribution.explanation import Explanation
+from longarc.attribution.products import by_forward_mode, by_layers
+from longarc.attribution.query import Query
+from longarc.attribution.tape import Tape
+from longarc.attribution.update import Update, updates, without_state
+from longarc.errors import OptionError
+from longarc.options import check_number
+from longarc.training.recorded_path import RecordedBatch, RecordedPath
+from longarc.training.replay import Replay, logits_of
+
+NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Gauss–Legendre rules to try on a segment, in this order."""
+
+BLOCK = 4096
+"""Numbers in a block of an inner product."""
+
+
+def explain(
+    path: RecordedPath,
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    queries: Sequence[Query],
+    *,
+    tolerance: float = 1e-3,
+    parameters: Callable[[str], bool] | None = None,
+    labels: Sequence[str] | None = None,
+    end: int | None = None,
+    advance: Callable[[float], Any] | None = None,
+) -> list[Explanation]:
+    """Say, for each query, which training examples made its value, in contributions that add up.
+
+    The recorded training is replayed twice, once to regain the states between two snapshots and
+    once back over them; for each step and query a gradient of the query is added, two or more
+    where a segment bends. The model comes out as it went in.
+
+    Args:
+        path: what a :class:`~longarc.PathRecorder` recorded.
+        model: of the architecture that was trained; its weights do not matter.
+        dataset: the training set, in the order it had.
+        collate: makes a batch of its items, as in training.
+        queries: the values to explain; they share the replay.
+        tolerance: bound on the error of integrating along the segments, as a part of the sum over
+            the snapshots of how far the query moved. Nodes are added where it needs them, down to
+            the rounding of the parameters' type.
+        parameters: which, by name, to explain by; None for all. What the others moved is the term
+            ``elsewhere``.
+        labels: (N,) class names of the training set, for ``by_class``.
+        end: the step to explain; None for that whose weights the training handed over.
+        advance: is called with 1 after each step of the sweep.
+
+    Raises:
+        OptionError: no query, no parameter left, a tolerance that is not positive.
+        DataError, ModelError: a training set or a model that does not fit the path.
+
+    Example: ``docs/explanations.md``.
+    """
+    check_number("tolerance", tolerance)
+    if not queries:
+        raise OptionError("there is nothing to explain: expected one query or more.")
+    with Replay(path, model, dataset, collate) as replay:
+        return _Sweep(replay, queries, tolerance, parameters, advance).run(
+            path.kept if end is None else end, labels
+        )
+
+
+@dataclass
+class _Account:
+    """The books of one query while the sweep goes on."""
+
+    final: float
+    budget: float
+    contributions: np.ndarray
+    steps: np.ndarray
+    decay: float = 0.0
+    elsewhere: float = 0.0
+    quadrature: float = 0.0
+    within: bool = True
+    rung: int = 0
+    values: tuple[float, float] = field(default=(0.0, 0.0))
+
+
+class _Sweep:
+    def __init__(
+        self,
+        replay: Replay,
+        queries: Sequence[Query],
+        tolerance: float,
+        chosen: Callable[[str], bool] | None,
+        advance: Callable[[float], Any] | None,
+    ):
+        self.replay = replay
+        self.model = replay.model
+        self.path = replay.path
+        self.queries = queries
+        self.tolerance = tolerance
+        self.advance = advance
+        self.all = replay.parameters
+        self.chosen = {n: p for n, p in self.all.items() if chosen is None or chosen(n)}
+        if not self.chosen:
+            raise OptionError(
+                "no trained parameter is left to explain by. Trained were: "
+                f"{', '.join(list(self.all)[:8])}{' …' if len(self.all) > 8 else ''}."
+            )
+        # U, and with Nesterov's momentum the direction that differs from it.
+        self.gathered = {n: p.new_zeros(len(queries), *p.shape) for n, p in self.chosen.items()}
+        self.layers_serve = True
+        self.layers_checked = False
+
+    def run(self, end: int, labels: Sequence[str] | None) -> list[Explanation]:
+        segments = self.path.segments(end)
+        initial = self._open_books(end, segments)
+        for first, after in reversed(segments):
+            self._segment(first, after)
+        return [
+            Explanation(
+                name=query.name,
+                initial=start,
+                final=book.final,
+                contributions=book.contributions,
+                steps=book.steps,
+                decay=book.decay,
+                elsewhere=book.elsewhere,
+                quadrature=book.quadrature,
+                tolerance=book.budget * max(end, 1),
+                within=book.within,
+                labels=labels,
+            )
+            for query, book, start in zip(self.queries, self.books, initial, strict=True)
+        ]
+
+    def _open_books(self, end: int, segments: list[tuple[int, int]]) -> list[float]:
+        """Values at the snapshots give the scale of each query's tolerance; return the first."""
+        stops = [first for first, _ in segments]
+        rows = []
+        for stop in stops or [0]:
+            self.replay.go_to(stop)
+            rows.append(self._values())
+        if segments:
+            for batches in self.path.batches(*segments[-1]):
+                self.replay.step(batches)
+            rows.append(self._values())
+        values = np.array(rows)  # (snapshots, Q)
+        moved = np.abs(np.diff(values, axis=0)).sum(axis=0)
+        rounding = 8 * torch.finfo(next(iter(self.all.values())).dtype).eps
+        self.books = [
+            _Account(
+                final=float(values[-1, q]),
+                budget=max(
+                    self.tolerance * moved[q] / max(end, 1),
+                    rounding * max(1.0, float(np.abs(values[:, q]).max())),
+                ),
+                contributions=np.zeros(self.path.about["documents"]),
+                steps=np.zeros(end),
+            )
+            for q in range(len(self.queries))
+        ]
+        return [float(v) for v in values[0]]
+
+    # A segment: forward onto the tape, then back
+
+    def _segment(self, first: int, after: int) -> None:
+        replay, recorded = self.replay, self.path.batches(first, after)
+        vectors = self.path.about["optimizer"] != "SGD"
+        replay.go_to(first)
+        self._placed: tuple[Tensor, float] | None = None  # where the parameters are in a step
+        tape = Tape(self.all, after - first, moments=vectors, place=self.path.folder)
+        with tape:
+            for i, batches in enumerate(recorded):
+                tape.keep_state(i, self.all)
+                fresh = without_state(replay.optimizer, self.all)
+                clip = replay.step(batches)
+                tape.keep_update(i, updates(replay.optimizer, self.all, fresh), clip)
+            tape.keep_state(len(recorded), self.all)
+            self._remember_values()
+            for i in reversed(range(len(recorded))):
+                self._step_back(tape, i, first + i, recorded[i])
+                if self.advance is not None:
+                    self.advance(1)
+
+    def _step_back(self, tape: Tape, i: int, step: int, batches: Sequence[RecordedBatch]) -> None:
+        start = tape.state(i)
+        delta = tape.state(i + 1) - start
+        self._place(tape, start)
+        self._remember_values()
+        update = tape.updates[i]
+        directions = self._gather(tape, start, delta, update)
+        self._place(tape, start)
+        self._decay_coupled(directions, update, tape.views(start))
+        for batch in batches:
+            products = -tape.clips[i] * self._products(batch, directions, update)
+            for q, book in enumerate(self.books):
+                each = products[q].double().cpu().numpy()
+                np.add.at(book.contributions, list(batch.documents), each)
+                book.steps[step] += each.sum()
+
+    def _gather(
+        self, tape: Tape, start: Tensor, delta: Tensor, update: Mapping[str, Update]
+    ) -> dict[str, Tensor]:
+        """Add this step to U, query by query; return the directions for its gradients."""
+        nesterov = {n for n, u in update.items() if u.nesterov and n in self.chosen}
+        directions = {n: u for n, u in self.gathered.items() if n in update}
+        directions |= {n: torch.empty_like(self.gathered[n]) for n in nesterov}
+        parts, before = tape.views(delta), tape.views(start)
+        for q in sorted(range(len(self.queries)), key=lambda q: self.books[q].rung):
+            mean = self._mean_gradient(tape, q, start, delta, parts)
+            book = self.books[q]
+            for name, coefficients in update.items():  # the step left the other parameters alone
+                gradient = mean.get(name)
+                if name not in self.chosen:
+                    if gradient is not None:
+                        book.elsewhere += _dot(gradient, parts[name])
+                    continue
+                row = self.gathered[name][q].mul_(coefficients.momentum)
+                if gradient is not None:
+                    if coefficients.decoupled:
+                        book.decay -= coefficients.decoupled * _dot(gradient, before[name])
+                    if isinstance(coefficients.scale, Tensor):
+                        row.addcmul_(gradient, coefficients.scale.to(gradient))
+                    else:
+                        row.add_(gradient, alpha=coefficients.scale)
+                if name in nesterov:
+                    ahead = directions[name][q].copy_(row).mul_(coefficients.momentum)
+                    if gradient is not None:
+                        ahead.add_(gradient, alpha=float(coefficients.scale))
+        return directions
+
+    def _decay_coupled(
+        self, directions: Mapping[str, Tensor], update: Mapping[str, Update], start: Mapping
+    ) -> None:
+        """Decay that is part of the gradient moves through the momentum as that does."""
+        for name, direction in directions.items():
+            factor = update[name].gain * update[name].coupled
+            if factor:
+                for q, book in enumerate(self.books):
+                    book.decay -= factor * _dot(direction[q], start[name])
+
+    # A query's mean gradient along a segment
+
+    def _mean_gradient(
+        self, tape: Tape, q: int, start: Tensor, delta: Tensor, parts: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """ḡ_t of a query: the fewest nodes whose error, which is known, is in the budget."""
+        book = self.books[q]
+        change = book.values[1] - book.values[0]
+        best: tuple[float, dict[str, Tensor]] | None = None
+        last = float("inf")
+        for rung in range(book.rung, len(NODES)):
+            mean: dict[str, Tensor] = {}
+            for s, weight in _gauss(NODES[rung]):
+                self._place(tape, start, delta, s)
+                for name, gradient in self._gradient(q).items():
+                    if name in mean:
+                        mean[name].add_(gradient, alpha=weight)
+                    else:
+                        mean[name] = gradient if weight == 1 else gradient * weight
+            error = change - sum(_dot(g, parts[name]) for name, g in mean.items())
+            if best is None or abs(error) < abs(best[0]):
+                best = error, mean
+            if abs(error) <= book.budget:
+                # A rule far better than needed may be too good for the next step.
+                book.rung = max(rung - 1, 0) if abs(error) < 1e-2 * book.budget else rung
+                break
+            if abs(error) > 0.7 * last and rung - book.rung >= 3:
+                book.within = False  # more nodes do not help: what is left is rounding, or a kink
+                break
+            last = abs(error)
+        else:
+            book.within = False
+        assert best is not None
+        book.quadrature += best[0]
+        return best[1]
+
+    def _gradient(self, q: int) -> dict[str, Tensor]:
+        value = self._value(q)
+        names = list(self.all)
+        found = torch.autograd.grad(value, [self.all[n] for n in names], allow_unused=True)
+        return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+
+    def _value(self, q: int) -> Tensor:
+        """The query at the present parameters, without dropout and in their own precision."""
+        self.model.eval()
+        query = self.queries[q]
+        return query.value(logits_of(self.model(**query.inputs))[0])
+
+    @torch.no_grad()
+    def _values(self) -> list[float]:
+        return [float(self._value(q)) for q in range(len(self.queries))]
+
+    def _remember_values(self) -> None:
+        """Values before the step in hand; those known before are now those after it."""
+        for book, value in zip(self.books, self._values(), strict=True):
+            book.values = (value, book.values[0])
+
+    def _place(self, tape: Tape, start: Tensor, delta: Tensor | None = None, s: float = 0) -> None:
+        """Put the model's parameters on the segment, at θ_t + sΔ_t."""
+        if self._placed is not None and self._placed[0] is start and self._placed[1] == s:
+            return
+        self._placed = (start, s)
+        flat = start if delta is None else start + s * delta
+        with torch.no_grad():
+            for name, value in tape.views(flat).items():
+                self.all[name].copy_(value)
+
+    # The examples of a batch
+
+    def _products(
+        self, batch: RecordedBatch, directions: Mapping[str, Tensor], update: Mapping[str, Update]
+    ) -> Tensor:
+        """a⟨U_q, ∇ℓ_i⟩ for all queries and examples of a batch, (Q, b)."""
+        gains = {n: update[n].gain for n in directions}
+        inputs = self.replay.inputs(batch)
+        if len(set(gains.values())) > 1:
+            directions = {n: d * gains[n] for n, d in directions.items()}
+            gain = 1.0
+        else:
+            gain = next(iter(gains.values()), 1.0)
+        if not directions:
+            return torch.zeros(len(self.queries), len(batch.documents))
+        products = None
+        if self.layers_serve:
+            self.model.zero_grad()
+            products = by_layers(self.model, directions, partial(self._backward, batch, inputs))
+            if products is not None and not self.layers_checked:
+                products = products if self._sums_agree(products, directions) else None
+                self.layers_checked = True
+            self.model.zero_grad()
+            self.layers_serve = products is not None
+        if products is None:
+            forward = partial(self.replay.logits, batch, inputs)
+            gradient = batch.gradient.to(next(iter(directions.values())))
+            products = by_forward_mode(self.model, directions, forward, gradient)
+        return gain * products
+
+    def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:
+        """Whether the examples' products add up to that of the whole gradient, within rounding.
+
+        They do not where a layer computes something else than its type says.
+        """
+        bound = 0.05 if self.path.about["autocast"] else 1e-3
+        for q, each in enumerate(products):
+            whole = sum(
+                _dot(d[q], gradient)
+                for n, d in directions.items()
+                if (gradient := self.all[n].grad) is not None
+            )
+            if abs(float(each.sum()) - whole) > bound * float(each.abs().sum()):
+                return False
+        return True
+
+    def _backward(self, batch: RecordedBatch, inputs: Mapping[str, Any]) -> Tensor:
+        logits = self.replay.logits(batch, inputs)
+        logits.backward(batch.gradient.to(logits))
+        return logits.detach()
+
+
+def _gauss(nodes: int) -> list[tuple[float, float]]:
+    """Gauss–Legendre nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return [((1 + a) / 2, b / 2) for a, b in zip(x.tolist(), w.tolist(), strict=True)]
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """⟨a, b⟩, in blocks whose sums are added in float64: one long sum would lose digits."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    whole = len(a) // BLOCK * BLOCK
+    blocks = torch.linalg.vecdot(a[:whole].view(-1, BLOCK), b[:whole].view(-1, BLOCK))
+    rest = torch.dot(a[whole:], b[whole:])
+    return float(blocks.sum(dtype=torch.float64)) + float(rest)

@@ -1,0 +1,87 @@
+"""The states between two snapshots, on a scratch file: a sweep reads them from the last back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longarc.attribution.update import Update
+
+
+class Tape:
+    """Parameters before each step, and after the last, with each step's update.
+
+    The numbers lie in a file that is mapped into memory: the system keeps in memory what fits.
+
+    Args:
+        like: the parameters.
+        steps: of the segment.
+        moments: whether step sizes are vectors (Adam), which take as much again.
+        place: folder for the file, which is gone when the block ends.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor], steps: int, *, moments: bool, place: Path):
+        self.shapes = {name: tensor.shape for name, tensor in like.items()}
+        self.sizes = [tensor.numel() for tensor in like.values()]
+        self.device = next(iter(like.values())).device
+        # Widening is exact, so one type serves parameters of several.
+        dtype = torch.float32
+        for tensor in like.values():
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        self._file = tempfile.NamedTemporaryFile(dir=place, prefix=".sweep-")  # noqa: SIM115
+        rows, width = (steps + 1) + steps * moments, sum(self.sizes)
+        self._rows = torch.from_file(
+            self._file.name, shared=True, size=max(rows * width, 1), dtype=dtype
+        )[: rows * width].view(rows, width)
+        self._states = self._rows[: steps + 1]
+        self._scales = self._rows[steps + 1 :]
+        self.updates: list[dict[str, Update]] = []
+        self.clips: list[float] = []
+
+    def __enter__(self) -> Tape:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._states, self._scales, self._rows
+        self._file.close()
+
+    def state(self, step: int) -> Tensor:
+        """All parameters before a step of the segment, flat; a copy on their device."""
+        return self._states[step].to(self.device, copy=True)
+
+    def keep_state(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """Write the parameters before a step."""
+        with torch.no_grad():
+            for part, parameter in zip(
+                self._states[step].split(self.sizes), parameters.values(), strict=True
+            ):
+                part.copy_(parameter.flatten())
+
+    def keep_update(self, step: int, update: dict[str, Update], clip: float) -> None:
+        """Write what the step did; vectors of step sizes go to the file."""
+        self.clips.append(clip)
+        places = dict(zip(self.shapes, self._places(step), strict=True))
+        kept = dict(update)
+        for name, coefficients in update.items():
+            if isinstance(coefficients.scale, Tensor):
+                places[name].copy_(coefficients.scale.flatten())
+                kept[name] = replace(coefficients, scale=places[name].view(self.shapes[name]))
+        self.updates.append(kept)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """A flat vector's parts, by parameter."""
+        parts = flat.split(self.sizes)
+        return {
+            name: part.view(shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def _places(self, step: int) -> list[Tensor]:
+        if not len(self._scales):
+            return [torch.empty(0)] * len(self.sizes)
+        return list(self._scales[step].split(self.sizes))

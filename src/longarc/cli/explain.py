@@ -1,0 +1,164 @@
+"""``longarc explain``: the training documents behind predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from longarc.cli.parser import Parser, as_typed
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse, explain, print or write."""
+    parser = Parser(
+        "explain",
+        "Say which training documents made a run's predictions: a signed contribution for each, "
+        "which add up to the score. The run must have been trained with --record-path.",
+        'longarc explain runs/tickets --text "the pump leaks" --out pump.html',
+    )
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("data", type=as_typed, nargs="?", default=None, help="table of texts")
+    parser.add_argument("--text", type=as_typed, default=None, help="a text, instead of a table")
+    parser.add_argument(
+        "--column", type=as_typed, default=None, help="column of texts; default: as in training"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=16, help="rows of the table, the first; all share one replay"
+    )
+    parser.add_argument(
+        "--label", type=as_typed, default=None, help="class to explain; default: the prediction"
+    )
+    parser.add_argument(
+        "--of", type=str, default="logit", help="logit, margin over the next class, or loss"
+    )
+    parser.add_argument(
+        "--method", type=str, default="exact", help="exact: a replay of the whole training"
+    )
+    parser.add_argument("--top", type=int, default=10, help="documents to show on either side")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="part of the score that may be left unexplained",
+    )
+    parser.add_argument(
+        "--out", type=as_typed, default=None,
+        help="file to write: .html, a page; .parquet, .csv, .tsv or .jsonl, every contribution",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print the explanations as JSON")
+    chosen = parser.parse_args(list(words))
+    if (chosen.data is None) == (chosen.text is None):
+        parser.error("name a table of texts, or give one text with --text")
+    from pathlib import Path
+
+    from longarc.api import open_run
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.errors import OptionError
+    from longarc.options import check_choice, check_whole
+    from longarc.training.progress import Reporter
+    from longarc.training.recorded_path import RecordedPath
+
+    quiet_libraries()
+    check_choice("method", chosen.method, ("exact",))
+    top = check_whole("--top", chosen.top, at_least=1)
+    out = None if chosen.out is None else Path(chosen.out).expanduser()
+    if out is not None:
+        _check_writable(out)
+        if out.exists() and not chosen.overwrite:
+            raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
+    opened = open_run(chosen.run)
+    texts = [chosen.text] if chosen.data is None else _read(opened, chosen)
+    console = terminal(to_stderr=chosen.json)
+    recorded = opened.folder.recorded
+    steps = RecordedPath(recorded).kept if recorded.is_dir() else None
+    with Reporter(console).task("replaying the training", steps) as advance:
+        found = opened.explain(
+            texts, label=chosen.label, of=chosen.of, tolerance=chosen.tolerance, advance=advance
+        )
+    rows = [{"text": text, **e.to_dict(top)} for text, e in zip(texts, found, strict=True)]
+    if out is not None:
+        _write(out, opened, rows, found)
+    if chosen.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return 0
+    for row in rows:
+        _show(row, console)
+    if out is not None:
+        console.print(f"written  {out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _read(opened: Any, chosen: Any) -> list[str]:
+    from longarc.data.examples import read_examples
+    from longarc.errors import DataError
+    from longarc.options import check_whole
+
+    examples, _ = read_examples(
+        chosen.data, text=chosen.column or opened.config.text, need_label=False
+    )
+    texts = examples.texts[: check_whole("--rows", chosen.rows, at_least=1)]
+    if not texts:
+        raise DataError(f"{chosen.data} has no rows; expected one text or more.")
+    return texts
+
+
+def _check_writable(out: Any) -> None:
+    from longarc.data.table_writer import check_writable
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        check_writable(out)
+
+
+def _write(out: Any, opened: Any, rows: list[dict[str, Any]], found: list[Any]) -> None:
+    if out.suffix.lower() in (".html", ".htm"):
+        from longarc.report.explanations import write_explanations
+
+        write_explanations(out, rows, title=f"What made {opened.path.name} say so")
+        return
+    from longarc.data.table_writer import table_writer
+
+    with table_writer(out) as write:
+        for number, (row, e) in enumerate(zip(rows, found, strict=True)):
+            n = len(e.contributions)
+            write(
+                {
+                    "explained": [number] * n,
+                    "explained_text": [row["text"]] * n,
+                    "score": [e.name] * n,
+                    "document": list(range(n)),
+                    "label": list(e.labels),
+                    "contribution": e.contributions.tolist(),
+                    "text": list(e.texts),
+                }
+            )
+
+
+def _show(row: dict[str, Any], console: Any) -> None:
+    from longarc.data.terminal import printable
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    say(f"\n{row['name']}: {_cut(row['text'], 70)}")
+    say(
+        f"  {row['initial']:.3f} before training, {row['contributions']:+.3f} by the training "
+        f"documents, {row['decay']:+.2g} by weight decay"
+        + (f", {row['afterwards']:+.3f} after the training" if row["afterwards"] else "")
+        + f", {row['residual']:+.1e} residual: {row['final']:.3f}"
+    )
+    if not row["supporting"] and not row["opposing"]:
+        say(
+            "  no document moved it: the model is as it was before its first step (a linear probe?)"
+        )
+    for title, side in (("raised it", "supporting"), ("lowered it", "opposing")):
+        if row[side]:
+            say(f"  {title}")
+        for each in row[side]:
+            say(f"  {each['value']:+9.4f}  {each['label']}: {_cut(each['text'], 60)}")
+
+
+def _cut(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,37 @@
+"""The same random numbers in every evaluation, so that two losses differ by the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from torch import Tensor
+
+from longarc.random_state import random_state, set_random_state
+
+T = TypeVar("T")
+
+
+def replayed(call: Callable[[], T], tensors: Iterable[Tensor]) -> Callable[[], T]:
+    """``call``, with the random state of this moment each time: dropout repeats its masks.
+
+    Each call leaves the generators as it found them, so whoever draws next draws what it would have
+    drawn. ``tensors`` name the kind of device whose generators matter, besides the CPU's.
+
+    >>> import torch
+    >>> draw = replayed(lambda: torch.rand(1).item(), [])
+    >>> draw() == draw(), draw() == torch.rand(1).item() == draw()
+    (True, True)
+    """
+    kind = next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu")
+    state = random_state(kind)
+
+    def again() -> T:
+        before = random_state(kind)
+        set_random_state(kind, state)
+        try:
+            return call()
+        finally:
+            set_random_state(kind, before)
+
+    return again

@@ -1,0 +1,1 @@
+"""Regularizers: what a training step does besides descending the loss."""

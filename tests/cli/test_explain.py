@@ -1,0 +1,168 @@
+"""``longarc explain``: terminal, JSON, page and tables; and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import longarc as package
+from longarc.cli.main import main
+from longarc.errors import OptionError
+from longarc.training.recorded_path import RecordedPath
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, tickets, tiny_model):
+    """A run with a path, a recipe after it, and a class of a dangerous name."""
+    out = tmp_path_factory.mktemp("recorded") / "run"
+    table = out.parent / "table.csv"
+    table.write_text(tickets.read_text().replace(",contract", ",<b>contract"))
+    status = main(
+        ["train", str(table), "--text", "body", "--label", "topic", "--model", str(tiny_model),
+         "--epochs", "3", "--learning-rate", "3e-3", "--out", str(out), "--head-start", "scratch",
+         "--record-path", "--device", "cpu", "--no-baseline", "--recipe", "post-hoc",
+         "--recipe-tau", "0.5", "--accumulation", "2", "--batch-size", "8"]
+    )  # fmt: skip
+    assert status == 0
+    return out
+
+
+def closes(row):
+    parts = sum(row[k] for k in ("initial", "contributions", "decay", "elsewhere", "afterwards"))
+    assert parts + row["residual"] == pytest.approx(row["final"], abs=1e-6)
+    assert row["relative_residual"] < 1e-3
+    assert sum(row["by_class"].values()) == pytest.approx(row["contributions"], abs=1e-6)
+
+
+def test_a_text_explained_as_json(longarc, recorded):
+    status, printed, err = longarc(
+        "explain", recorded, "--text", "oil pump leak", "--json", "--top", "3"
+    )
+    assert status == 0, err
+    (row,) = json.loads(printed)
+    closes(row)
+    run = package.open_run(recorded)
+    assert row["final"] == pytest.approx(run._logits(["oil pump leak"]).max(), abs=1e-4)
+    assert row["afterwards"] != 0
+    assert len(row["supporting"]) == 3
+    texts = pq.read_table(recorded / "path" / "training.parquet")["text"].to_pylist()
+    for each in row["supporting"]:
+        assert each["text"] == texts[each["document"]]
+        assert each["value"] > 0
+
+
+def test_the_terminal_shows_the_sum(longarc, recorded):
+    status, printed, err = longarc(
+        "explain", recorded, "--text", "[bold]oil pump", "--label", "pump"
+    )
+    assert status == 0, err
+    assert "logit of pump: [bold]oil pump" in printed
+    assert "by the training documents" in printed
+    assert "raised it" in printed
+
+
+def test_a_table_to_a_page_that_closes(longarc, recorded, tickets, tmp_path):
+    page = tmp_path / "page.html"
+    status, _, err = longarc(
+        "explain", recorded, tickets, "--column", "body", "--rows", "2", "--label", "<b>contract",
+        "--of", "margin", "--out", page,
+    )  # fmt: skip
+    assert status == 0, err
+    html = page.read_text()
+    assert html.count("<h2>margin of &lt;b&gt;contract over ") == 2
+    assert "<b>contract" not in html
+    assert "<script" not in html
+    assert html.count("<svg") == 4
+    status, _, err = longarc("explain", recorded, "--text", "a", "--out", page)
+    assert status == 1
+    assert "--overwrite" in err
+
+
+def test_every_contribution_as_a_table(longarc, recorded, tmp_path):
+    out = tmp_path / "all.parquet"
+    status, printed, err = longarc(
+        "explain", recorded, "--text", "tax", "--out", out, "--json", "--of", "loss"
+    )
+    assert status == 0, err
+    table = pq.read_table(out)
+    (row,) = json.loads(printed)
+    assert table.num_rows == RecordedPath(recorded / "path").about["documents"]
+    assert sum(table["contribution"].to_pylist()) == pytest.approx(row["contributions"])
+
+
+def test_in_python_one_text_or_several(recorded):
+    run = package.open_run(recorded)
+    one = run.explain("pump oil")
+    several = run.explain(["pump oil", "tax order"])
+    assert np.allclose(one.contributions, several[0].contributions, atol=1e-6)
+    frame = one.to_pandas()
+    assert list(frame.columns) == ["document", "label", "contribution"]
+    assert frame["contribution"].sum() == pytest.approx(one.contributions.sum())
+    head = run.explain("pump oil", parameters=lambda name: name.startswith("classifier"))
+    assert head.elsewhere != 0
+    assert head.final == pytest.approx(one.final)
+    with pytest.raises(OptionError, match=r"no label 'pum'\. Did you mean pump"):
+        run.explain("x", label="pum")
+
+
+def test_the_replay_of_a_run_is_exact(recorded, tiny_model):
+    from longarc.training.batches import Documents, PaddedBatches
+    from longarc.training.recorded_path import load_training
+    from longarc.training.replay import Replay
+
+    run = package.open_run(recorded)
+    texts, _ = load_training(run.folder.training_file)
+    predictor = run.predictor
+    documents = Documents(texts, predictor.tokenizer, predictor.max_length)
+    replay = Replay(
+        RecordedPath(run.folder.recorded), predictor.model, documents,
+        PaddedBatches(predictor.tokenizer, predictor.max_length),
+    )  # fmt: skip
+    drifts = replay.verify()
+    assert drifts
+    assert all(d.difference == 0 for d in drifts)
+
+
+def test_a_run_without_a_path_says_how_to_record_one(longarc, trained):
+    status, _, err = longarc("explain", trained, "--text", "a")
+    assert status == 1
+    assert f"longarc train --config {trained / 'config.yaml'} --record-path" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ((), 2, "name a table of texts, or give one text"),
+        (("t.csv", "--text", "a"), 2, "name a table of texts, or give one text"),
+        (("--text", "a", "--method", "indexed"), 1, "no method 'indexed'"),
+        (("--text", "a", "--of", "logits"), 1, "no measure 'logits'"),
+        (("--text", "a", "--out", "x.pdf"), 1, "x.pdf"),
+        (("--text", "a", "--top", "0"), 1, "--top must be a whole number"),
+    ],
+)
+def test_wrong_words(longarc, recorded, words, status, said):
+    found, _, err = longarc("explain", recorded, *words)
+    assert (found, said in err) == (status, True), err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--record-path", "--freeze"), "takes no training steps"),
+        (("--record-path", "--regularizers", "fgm"), "several times a step"),
+        (("--record-path", "--loss", "radius-margin"), "reads the head's weights"),
+        (("--path-budget", "3"), "--path-budget is for --record-path"),
+        (("--record-path", "--path-budget", "0.000001", "--no-baseline", "--epochs", "1"),
+         "path budget"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_recorded(longarc, tickets, tiny_model, tmp_path, words, said):
+    status, _, err = longarc(
+        "train", tickets, "--model", tiny_model, "--out", tmp_path / "r", "--text", "body",
+        "--label", "topic", *words,
+    )  # fmt: skip
+    assert status == 1
+    assert said in err
