@@ -155,7 +155,7 @@ def watch(scales, rank_one=False, **options):
         codes = draw(64, seed=step) * scale + 1
         if rank_one:
             codes = draw(64, seed=step) * torch.tensor([1.0] + [scale] * (D - 1))
-        if detector.update(codes, 10 * step):
+        if detector.update(collapse_measures(codes), 10 * step):
             break
     return detector.alarm
 
@@ -195,7 +195,7 @@ def test_it_goes_on_from_its_state():
         resumed = CollapseDetector()
         resumed.load_state_dict(json.loads(json.dumps(detector.state_dict())))
         detector = resumed
-        detector.update(draw(64, seed=step) * scale + 1, 10 * step)
+        detector.update(collapse_measures(draw(64, seed=step) * scale + 1), 10 * step)
     assert detector.alarm == watch(scales)
     again = CollapseDetector()
     again.load_state_dict(detector.state_dict())

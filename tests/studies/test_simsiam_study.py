@@ -74,8 +74,8 @@ def material():
 def test_the_mean_view_is_the_mean_of_views(material):
     rows = material.train[:3]
     generator = torch.Generator().manual_seed(0)
-    mean = torch.stack([material.draw(rows, generator) for _ in range(4000)]).mean(0)
-    torch.testing.assert_close(mean, material.mean(rows), atol=0.03, rtol=0)
+    mean = torch.stack([material.draw(rows, generator) for _ in range(1000)]).mean(0)
+    torch.testing.assert_close(mean, material.mean(rows), atol=0.05, rtol=0)
     assert float((material.mean(rows) - rows).abs().max()) > 0.2
 
 
@@ -162,13 +162,14 @@ def test_the_rates_are_those_of_the_weights(material):
 def outcome(name, seed, *, spread=0.8, knn=0.7, alarm=None, loss=-0.8, ratio=2.0):
     """A run whose spread and rank go from the start straight to the end."""
     falls = spread < 0.5
+    end = CollapseMeasures(
+        spread, 2.0 if falls else 25.0, 0.01 if falls else 0.3, -0.1 if falls else -2.0, 0.1
+    )
     return Outcome(
         Variant(name), seed, steps=[0, 10, 20, 30], loss=[0.0, loss, loss, loss],
-        spread=[0.8, spread, spread, spread], rank=[30.0, *([2.0] * 3 if falls else [25.0] * 3)],
+        measured=[CollapseMeasures(0.8, 30.0, 0.3, -2.0, 1.0), end, end, end],
         scale=[1.0, spread, spread, spread], rates=[(0.02 * ratio, 0.02)] * 4,
         alarm=CollapseAlarm("spread", 10, 30, spread, 0.8) if falls and alarm is None else alarm,
-        measures=CollapseMeasures(spread, 2.0 if falls else 25.0, 0.01 if falls else 0.3,
-                                  -0.1 if falls else -2.0, 0.1),
         knn=knn + 0.001 * seed, probe=knn, knn_of_means=knn + 0.1,
     )  # fmt: skip
 

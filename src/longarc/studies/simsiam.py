@@ -10,8 +10,8 @@ from longarc.studies.simsiam_measured import Measured, Size, measure
 from longarc.studies.study import StudyResult
 from longarc.training.progress import Reporter
 
-FULL = Size(steps=200, every=5, seeds=4, few_seeds=2, documents=800)
-QUICK = Size(steps=6, every=1, seeds=1, few_seeds=1, documents=24, digits=150)
+FULL = Size(steps=(200, 300), every=5, seeds=4, few_seeds=2, documents=800)
+QUICK = Size(steps=(6, 6), every=1, seeds=1, few_seeds=1, documents=24, digits=150)
 
 PUBLISHED = {
     "SimSiam": 67.7,
@@ -67,9 +67,9 @@ def _text(measured: Measured) -> Sequence[str]:
         f"{licences.train.shape[1]} passages of 64 tokens, as a vector of the frozen MiniLM, the "
         "mean view the mean of these. Projector and predictor have two layers each, with batch "
         "normalisation between them and none at the end, where it would hide a collapse from the "
-        f"standard deviation. {size.steps} steps of SGD (learning rate 0.1, momentum 0.9, cosine "
-        f"schedule) from {size.seeds} starts, the same ones and the same batches for all variants; "
-        f"heads with other normalisation from {size.few_seeds}.",
+        f"standard deviation. {' and '.join(map(str, size.steps))} steps of SGD (learning rate "
+        f"0.1, momentum 0.9, cosine schedule) from {size.seeds} starts, the same ones and the same "
+        f"batches for all variants; heads with other normalisation from {size.few_seeds}.",
         "Spread is √d times the standard deviation of the numbers of normalised projections: 1 if "
         "they are spread evenly, 0 if all are the same. Accuracy is that of five nearest "
         "neighbours by the encoder’s codes, of views of held-out examples among views of training "

@@ -13,8 +13,8 @@ from longarc.studies.study import Finding
 COLLAPSED, APART = 0.1, 0.5
 """A spread below the first is collapse, one above the second is not."""
 
-LATE = 80
-"""Steps from onset to alarm that are allowed; a run of one start, before, had needed 55."""
+LATE = 50
+"""Steps from onset to alarm that are allowed. Of these two of three measurements are patience."""
 
 
 def findings(measured: Measured) -> list[Finding]:
@@ -174,7 +174,7 @@ def _told_apart(measured: Measured) -> Finding:
     said, apart = [], []
     for name in ("relative_std", "effective_rank", "uniformity", "cosine_spread"):
         values = [
-            [getattr(o.measures, name) for o in _of(measured, names)]
+            [getattr(o.measured[-1], name) for o in _of(measured, names)]
             for names in (COLLAPSING, HEALTHY)
         ]
         low, high = sorted(values, key=max)
@@ -208,7 +208,8 @@ def _alarms(measured: Measured) -> Finding:
         len(alarms) == len(gone) and not false and bool(late) and max(late) <= LATE,
         f"longarc’s detector, told of the projections every {measured.size.every} steps. Onset is "
         "the step from which on spread or rank stays below half of its best. The lowest that a "
-        f"healthy run was in either is {lowest:.2f} of its best; the limit is 0.1.",
+        f"healthy run was in either is {lowest:.2f} of its best; the limit is 0.2, chosen on runs "
+        "from other starts.",
     )
 
 

@@ -69,14 +69,19 @@ HEALTHY = ("SimSiam", *(v.name for v in ABLATIONS[3:]), "SimSiam, f(x̄)")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured; ``few_seeds`` are those of heads with other norms."""
+    """How much is measured.
 
-    steps: int
+    ``steps`` are those on digits and on documents, ``few_seeds`` of heads with other norms;
+    ``first_seed`` is the first of all.
+    """
+
+    steps: tuple[int, int]
     every: int
     seeds: int
     few_seeds: int
     documents: int
     digits: int = 1797
+    first_seed: int = 10
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,12 @@ def measure(size: Size, reporter: Reporter) -> Measured:
     planned = [(v, size.seeds) for v in (*ABLATIONS, *MEAN_VIEW)]
     planned += [(v, size.few_seeds) for v in HEADS]
     with reporter.task("runs", total=2 * sum(seeds for _, seeds in planned)) as advance:
-        runs = tuple(_runs(material, size, planned, advance) for material in materials)
+        runs = tuple(
+            _runs(material, steps, size, planned, advance)
+            for material, steps in zip(materials, size.steps, strict=True)
+        )
     documents = materials[1]
+    seeds = range(size.first_seed, size.first_seed + size.seeds)
 
     def linear() -> nn.Module:
         return nn.Linear(documents.train.shape[-1], WIDTH)
@@ -123,24 +132,25 @@ def measure(size: Size, reporter: Reporter) -> Measured:
         flows={branches: flow(branches) for branches in ("first", "both", "second")},
         speeds={speed: flow("both", speed=speed) for speed in (10.0, 25.0)},
         materials=(runs[0], runs[1]),
-        network_gradients=[gradients_of_targets(documents, s) for s in range(size.seeds)],
-        linear_gradients=[gradients_of_targets(documents, s, linear) for s in range(size.seeds)],
+        network_gradients=[gradients_of_targets(documents, s) for s in seeds],
+        linear_gradients=[gradients_of_targets(documents, s, linear) for s in seeds],
     )
 
 
 def _runs(
     material: Material,
+    steps: int,
     size: Size,
     planned: list[tuple[Variant, int]],
     advance: Callable[[], object],
 ) -> Runs:
     outcomes = {
         "inputs": [inputs(material)],
-        "untrained": [untrained(material, seed) for seed in range(size.seeds)],
+        "untrained": [untrained(material, size.first_seed + i) for i in range(size.seeds)],
     }
     for variant, seeds in planned:
         outcomes[variant.name] = []
-        for seed in range(seeds):
-            outcomes[variant.name].append(train(variant, material, seed, size.steps, size.every))
+        for seed in range(size.first_seed, size.first_seed + seeds):
+            outcomes[variant.name].append(train(variant, material, seed, steps, size.every))
             advance()
     return Runs(material, outcomes)

@@ -17,7 +17,7 @@ from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.objectives.siamese.byol import BYOL
 from longarc.objectives.siamese.heads import prediction_head, projection_head
 from longarc.objectives.siamese.negative_cosine import negative_cosine
-from longarc.objectives.siamese.objective import SiameseObjective
+from longarc.objectives.siamese.objective import SiameseObjective, SiameseOutput
 from longarc.objectives.siamese.parameter_groups import parameter_groups, rate_schedule
 from longarc.objectives.siamese.simclr import SimCLR
 from longarc.objectives.siamese.simsiam import SimSiam, Target
@@ -52,26 +52,34 @@ class Variant:
 class Outcome:
     """What was measured, every few steps and at the end.
 
-    ``spread``, ``rank`` and ``scale`` are of the projections of the step's first views: √d times
-    the standard deviation of their normalised numbers, effective rank, and the standard deviation
-    before they are normalised. ``rates`` are how far a step moves the weights of predictor and
-    encoder (with projector), relative to their norm. Accuracies are those of the encoder's codes of
-    held-out views: k-nearest neighbours, a linear probe, and neighbours among mean views.
+    ``measured`` and ``scale`` are of the step's projections, of the first views: measures of
+    collapse, and the standard deviation before they are normalised. ``rates`` are how far a step
+    moves the weights of predictor and encoder (with projector), relative to their norm. Accuracies
+    are those of the encoder's codes of held-out views: k-nearest neighbours, a linear probe, and
+    neighbours among mean views.
     """
 
     variant: Variant
     seed: int
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
-    spread: list[float] = field(default_factory=list)
-    rank: list[float] = field(default_factory=list)
+    measured: list[CollapseMeasures] = field(default_factory=list)
     scale: list[float] = field(default_factory=list)
     rates: list[tuple[float, float]] = field(default_factory=list)
     alarm: CollapseAlarm | None = None
-    measures: CollapseMeasures | None = None
     knn: float = math.nan
     probe: float = math.nan
     knn_of_means: float = math.nan
+
+    @property
+    def spread(self) -> list[float]:
+        """√d times the standard deviation of the normalised projections' numbers."""
+        return [measures.relative_std for measures in self.measured]
+
+    @property
+    def rank(self) -> list[float]:
+        """Effective rank of the projections."""
+        return [measures.effective_rank for measures in self.measured]
 
     @property
     def end_spread(self) -> float:
@@ -131,13 +139,12 @@ def train(variant: Variant, material: Material, seed: int, steps: int, every: in
         else:
             before = _weights(objective)
             optimizer.step()
-            _note(outcome, objective, step, result.loss, result.projections, before)
-            outcome.alarm = detector.update(result.projections[0], step)
+            _note(outcome, step, result, before, _weights(objective))
+            outcome.alarm = detector.update(outcome.measured[-1], step)
         optimizer.zero_grad()
         schedule.step()
         if isinstance(objective, BYOL):
             objective.update_target()
-    outcome.measures = collapse_measures(result.projections[0], result.projections[1])
     _evaluate(outcome, objective.encoder.eval(), material)
     return outcome
 
@@ -192,19 +199,16 @@ def _weights(objective: SiameseObjective) -> tuple[Tensor, Tensor]:
 
 def _note(
     outcome: Outcome,
-    objective: SiameseObjective,
     step: int,
-    loss: Tensor,
-    projections: Tensor,
+    result: SiameseOutput,
     before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
 ) -> None:
-    measured = collapse_measures(projections[0])
     outcome.steps.append(step)
-    outcome.loss.append(loss.item())
-    outcome.spread.append(measured.relative_std)
-    outcome.rank.append(measured.effective_rank)
-    outcome.scale.append(float(projections[0].std(0).mean()))
-    moved = zip(_weights(objective), before, strict=True)
+    outcome.loss.append(result.loss.item())
+    outcome.measured.append(collapse_measures(*result.projections))
+    outcome.scale.append(float(result.projections[0].std(0).mean()))
+    moved = zip(after, before, strict=True)
     phi, theta = (float((now - old).norm() / old.norm().clamp(min=1e-9)) for now, old in moved)
     outcome.rates.append((phi, theta))
 
@@ -222,7 +226,7 @@ def _codes(encoder: nn.Module, material: Material, draws: int) -> dict[str, Tens
     return found
 
 
-def _evaluate(outcome: Outcome, encoder: nn.Module, material: Material, draws: int = 3) -> None:
+def _evaluate(outcome: Outcome, encoder: nn.Module, material: Material, draws: int = 2) -> None:
     codes = _codes(encoder, material, draws)
     labels = {
         "train": material.train_labels.repeat(draws),

@@ -39,7 +39,9 @@ def projection_head(
             becoming the same for all examples, but with fewer than some 32 examples its statistics
             are noise, with several processes each has its own
             (``nn.SyncBatchNorm.convert_sync_batchnorm``), and a batch of 1 is an error.
-            ``"layer"`` normalises an example over its numbers and knows no batch. ``"none"``.
+            ``"layer"`` normalises an example over its numbers and knows no batch: right for
+            SimCLR, but SimSiam and BYOL have collapsed with it at every learning rate tried
+            (``longarc study simsiam``). ``"none"``.
         last_norm: whether a norm, without weights, follows the last layer.
 
     Raises:

@@ -100,11 +100,10 @@ class Watch(TrainerCallback):
         return self.detector.state_dict()
 
     def _look(self, step: int) -> None:
-        codes = self.held_out.monitored_codes()
+        measures = collapse_measures(self.held_out.monitored_codes())
         before = self.alarm
         if self.detect:
-            self.detector.update(codes, step)
-        measures = collapse_measures(codes)
+            self.detector.update(measures, step)
         self.log.write(
             "collapse",
             step=step,
