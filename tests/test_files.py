@@ -42,6 +42,13 @@ def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
+def test_a_missing_folder_is_told_by_the_name_asked_for(tmp_path):
+    wanted = tmp_path / "nowhere" / "a.csv"
+    with pytest.raises(FileNotFoundError) as caught, whole_file(wanted):
+        pass
+    assert caught.value.filename == str(wanted)
+
+
 def test_readers_never_see_a_part(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     with whole_file(tmp_path / "a.txt") as temporary:

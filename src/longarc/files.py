@@ -27,7 +27,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     # The suffix is kept, because writers such as pyarrow's choose a format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+    except OSError as error:  # a missing or closed folder: the name asked for says more
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -82,7 +82,7 @@ def test_train_takes_the_encoder_and_overwrite_the_place(longarc, adapted, ticke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--objective", "simcsf"), "One of simcse, simsiam, byol, mlm"),
+        (("--objective", "simcsf"), "one of simcse, simsiam, byol, mlm"),
         (("--ema-decay", "0.9"), "--ema-decay is for --objective byol"),
         (("--batchsize", "8"), "no option --batchsize. Did you mean --batch-size"),
         (("--batch-size", "many"), "Expected a whole number"),

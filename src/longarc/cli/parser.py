@@ -56,9 +56,9 @@ class Parser(jsonargparse.ArgumentParser):
             kind = {int: "a whole number: ", float: "a number: "}.get(
                 getattr(action, "_typehint", None) or action.type, ""
             )
+            chosen = action.choices or "Literal" in str(getattr(action, "_typehint", ""))
+            kind = f"one of {self._choices_of(action)}: " if chosen else kind
             message = f"{self._called(wrong[1])}{found}. Expected {kind}{action.help}."
-            if action.choices or "Literal" in str(getattr(action, "_typehint", "")):
-                message += f" One of {self._choices_of(action)}."
         elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
             action = self._action_of(unread[1].replace("-", "_"))
             expected = f" Expected {action.help}." if action else ""
