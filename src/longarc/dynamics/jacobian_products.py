@@ -28,7 +28,8 @@ CHUNK = 512
 def product_norms(jacobians: Jacobians, *, probes: int | None = None, seed: int = 0) -> Tensor:
     """Log of ‖J_T J_{T−1} … J_{T−k+1}‖_F of each document, (b, n + 1), T its last step.
 
-    k = 0 … n. How much of a change k steps before the end is left at the end. −inf beyond a document's start.
+    k = 0 … n. How much of a change k steps before the end is left at the end; −inf beyond a
+    document's start.
 
     Args:
         jacobians: with leading dimensions (b, n).

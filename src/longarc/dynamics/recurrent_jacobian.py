@@ -267,8 +267,9 @@ def recurrent_jacobians(
         reverse: the direction from the end; its steps are counted from the last token.
         initial: states before the first step, as the module takes them; zero by default.
         state: ``"full"`` for (h, c) → (h, c), or h → h in cells without c; ``"cell"`` for c → c
-            with the path through h_{t−1} = o_{t−1} ⊙ tanh c_{t−1} (r ⊙ c for the output-gated GRU), its
-            gate held, as in the one-dimensional formulas. Of the first step it has the carry alone.
+            with the path through h_{t−1} = o_{t−1} ⊙ tanh c_{t−1} (r ⊙ c for the output-gated GRU),
+            its gate held, as in the formulas for one number. Of the first step it has the carry
+            alone.
 
     Raises:
         ModelError: a module that is none of these, or a layer that it does not have.
