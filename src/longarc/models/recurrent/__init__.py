@@ -1,0 +1,1 @@
+"""Recurrent encoders as ordinary transformers models."""

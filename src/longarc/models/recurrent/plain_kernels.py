@@ -1,0 +1,34 @@
+"""Whether the caller needs second derivatives or forward mode, which fused kernels do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def plain_kernels_wanted() -> bool:
+    """Whether ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` is in force.
+
+    All of longarc asks so for attention that can be differentiated twice or in forward mode; the
+    fused LSTM of CPUs (oneDNN), cuDNN's layers and the output-gated GRU's loop lack the same.
+
+    >>> from torch.nn.attention import SDPBackend, sdpa_kernel
+    >>> with sdpa_kernel(SDPBackend.MATH):
+    ...     plain_kernels_wanted()
+    True
+    """
+    fused = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+    return torch.backends.cuda.math_sdp_enabled() and not any(fused)
+
+
+@contextmanager
+def fitting_kernels() -> Iterator[None]:
+    """Inside, torch's recurrent layers run on kernels that can do what the caller wants."""
+    if not plain_kernels_wanted():
+        yield
+        return
+    mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
+    with mkldnn.flags(enabled=False), cudnn.flags(enabled=False):  # pyright: ignore
+        yield
