@@ -27,6 +27,9 @@ from longarc.dynamics.recurrent_flow import _errors, _final, _repeat
 from longarc.dynamics.watching import Watch
 from longarc.errors import ModelError
 from longarc.models.attention.residual_interface import set_residual_attention
+from longarc.models.recurrent.config import RecurrentConfig
+from longarc.models.recurrent.model import RecurrentForSequenceClassification
+from longarc.models.recurrent.output_gated_gru import OutputGatedGRU
 from longarc.models.rezero import set_rezero
 
 LENGTHS = torch.tensor([9, 4, 6])
@@ -235,7 +238,7 @@ HOWS = ("final states", "packed mean", "time first", "padding is read")
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU, OutputGatedGRU])
 def test_a_recurrent_modules_gradient_is_regained(kind, how):
     """Errors that enter each layer, followed back by decomposed steps, give torch's dL/dU."""
     model = Reader(kind, how, num_layers=2, bidirectional=how != "time first").double()
@@ -266,6 +269,37 @@ def test_a_recurrent_modules_gradient_is_regained(kind, how):
         assert one.norms[0] == 1
         assert one.carried_by in one.terms
         assert one.parameter_reach <= 8
+
+
+@pytest.mark.parametrize("cell", ["rnn", "relu-rnn", "lstm", "gru", "output-gated-gru"])
+def test_a_recurrent_encoder_wherever_its_padding_lies(cell):
+    """longarc's own reads both ends and moves tokens to the front: the same flow either way."""
+    torch.manual_seed(0)
+    model = RecurrentForSequenceClassification(
+        RecurrentConfig(
+            cell=cell, vocab_size=30, embedding_size=6, cell_size=5, num_hidden_layers=2,
+            pooling="last", num_labels=2,
+        )
+    ).eval()  # fmt: skip
+
+    def loss(model, batch):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return F.cross_entropy(model(**inputs).logits, batch["labels"])
+
+    right = gradient_flow(model, BATCH, loss=loss, exact=True)
+    names = [f"recurrent.layers.{i}.{way}" for i in (0, 1) for way in ("onward", "returning")]
+    assert [one.name for one in right.recurrent] == names
+    assert {one.cell for one in right.recurrent} == {cell}
+    left = [torch.cat([row[n:], row[:n]]) for row, n in zip(TOKENS, LENGTHS, strict=True)]
+    mask = torch.stack(
+        [torch.cat([row[n:], row[:n]]) for row, n in zip(MASK, LENGTHS, strict=True)]
+    )
+    moved = {"input_ids": torch.stack(left), "attention_mask": mask, "labels": BATCH["labels"]}
+    other = gradient_flow(model, moved, loss=loss, exact=True)
+    assert other.inputs.shares == pytest.approx(right.inputs.shares, rel=1e-3)
+    for one, two in zip(right.recurrent, other.recurrent, strict=True):
+        assert one.norms == pytest.approx(two.norms, rel=1e-3)
+        assert one.parameters == pytest.approx(two.parameters, rel=1e-3)
 
 
 def test_growth_shows_what_vanishes_and_what_explodes():

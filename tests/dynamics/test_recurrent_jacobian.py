@@ -70,14 +70,14 @@ def test_the_sum_is_autograds(cell, size, seed):
     torch.testing.assert_close(found.pull_by_term(vectors).sum(0), found.pull(vectors))
 
 
-@pytest.mark.parametrize("cell", ["rnn", "relu-rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_the_sum_is_that_of_torchs_own_module(cell):
     """One step of the fused module, from a state of its own, differentiated by autograd."""
     module, x = case(cell)
     module.batch_first = True
     found = recurrent_jacobians(module, x).matrices()
     states = len(x[0]), x.shape[1]
-    two = cell == "lstm"
+    two = cell in ("lstm", "output-gated-gru")
 
     def one(state, x_t):
         start = tuple(s[None, None] for s in state) if two else state[0][None, None]
@@ -213,7 +213,7 @@ def test_the_first_exponent_is_the_growth_of_the_product():
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("cell", ["rnn", "relu-rnn", "lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_layers_directions_and_padding_are_the_modules(cell, batch_first):
     torch.manual_seed(0)
     module = make(cell, 3, 4, num_layers=3, bidirectional=True, batch_first=batch_first)
@@ -224,7 +224,7 @@ def test_layers_directions_and_padding_are_the_modules(cell, batch_first):
         x if batch_first else x.transpose(0, 1), torch.tensor(lengths), batch_first, False
     )
     start = torch.randn(6, 3, 4, dtype=DOUBLE)
-    hx = (start, start.flip(0)) if cell == "lstm" else start
+    hx = (start, start.flip(0)) if cell in ("lstm", "output-gated-gru") else start
     out, _ = nn.utils.rnn.pad_packed_sequence(module(packed, hx)[0], batch_first=True)
     runs = run_layers(module, x, mask, initial=hx)
     assert [(run.layer, run.reverse) for run in runs] == [

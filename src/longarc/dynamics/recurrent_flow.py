@@ -30,7 +30,9 @@ class RecurrentFlow:
     ``reach`` is the distance beyond which less than 1 % of their sum lies, ``length`` the steps of
     the longest text, ``growth`` the mean rate a step in nats. ``terms`` are the shares of each term
     of the Jacobian in what is carried back a step, ``term_norms`` their mean Frobenius norms over
-    √H: 1 is that of the identity. ``parameters`` is the norm of the part of dL/dU that crossed so
+    √H: 1 is that of the identity. ``carry`` is the mean of what a step keeps: the LSTM's forget
+    gate, the GRU's z, 1 − z of the output-gated GRU; None in cells that carry nothing.
+    ``parameters`` is the norm of the part of dL/dU that crossed so
     many steps, from all errors, and ``parameter_reach`` its reach; None unless asked for.
     """
 
@@ -42,6 +44,7 @@ class RecurrentFlow:
     norms: tuple[float, ...]
     terms: dict[str, float]
     term_norms: dict[str, float]
+    carry: float | None
     parameters: tuple[float, ...] | None = None
     parameter_reach: int | None = None
 
@@ -140,6 +143,7 @@ def _flow(called: RecurrentCall, run: LayerRun, entering: Tensor, *, exact: bool
         name: float(value[there].mean() / hidden**0.5) if there.any() else math.nan
         for name, value in jacobians.norms().items()
     }
+    kept = None if jacobians.carry is None else float(jacobians.carry[..., -1, :][run.valid].mean())
     parts = parameter_shares(jacobians, entering) if exact else None
     length = int(run.valid.sum(1).max())
     by_distance = back.norms[:length]
@@ -154,6 +158,7 @@ def _flow(called: RecurrentCall, run: LayerRun, entering: Tensor, *, exact: bool
         norms=tuple(by_distance.tolist()),
         terms=back.terms,
         term_norms=norms,
+        carry=kept,
         parameters=None if parts is None else tuple(parts.norms[:length].tolist()),
         parameter_reach=None if parts is None else reach(parts.norms[:length]),
     )

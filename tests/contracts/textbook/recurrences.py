@@ -9,11 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from longarc.models.recurrent.output_gated_gru import OutputGatedGRU
+
 CELLS = ("rnn", "relu-rnn", "lstm", "gru", "output-gated-gru")
-
-
-class OutputGatedGRU(nn.GRU):
-    """Weights laid out as nn.GRU's; the name says which cell they are for."""
 
 
 def make(cell: str, inputs: int, hidden: int, **options) -> nn.Module:
