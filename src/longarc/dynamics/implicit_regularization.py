@@ -93,7 +93,7 @@ def implicit_regularization(
             f"No weight of this {type(model).__name__} requires a gradient, so there is none to "
             "measure. Unfreeze what training would move."
         )
-    call = _loss_of_output if loss is None else loss
+    call = loss_of_output if loss is None else loss
     with torch.enable_grad():
         value = replayed(lambda: call(model, batch), weights)()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -112,7 +112,8 @@ def implicit_regularization(
     return ImplicitRegularization(float(value.detach()), squared, lr / 4 * squared)
 
 
-def _loss_of_output(model: nn.Module, batch: Any) -> Any:
+def loss_of_output(model: nn.Module, batch: Any) -> Any:
+    """``model(**batch).loss``, or a ModelError that says what is missing."""
     if not hasattr(batch, "keys"):
         raise ModelError(
             f"The batch is a {type(batch).__name__}; without a loss it has to be a mapping, the "
