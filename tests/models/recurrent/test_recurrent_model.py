@@ -193,7 +193,9 @@ def test_saved_models_open_with_the_auto_classes(cell, tmp_path):
         model = kind(small(cell=cell, pooling="attention")).eval()
         model.save_pretrained(tmp_path)
         again, found = auto.from_pretrained(tmp_path, output_loading_info=True)
-        assert type(again) is kind and not found["missing_keys"] and not found["unexpected_keys"]
+        assert type(again) is kind
+        assert not found["missing_keys"]
+        assert not found["unexpected_keys"]
         assert again.config.to_dict() == model.config.to_dict() | {
             "architectures": [kind.__name__], "dtype": again.config.to_dict()["dtype"],
             "_name_or_path": again.config.to_dict()["_name_or_path"],
