@@ -286,8 +286,9 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor, last_h: Tensor, last_c: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradients of the states before, of W x_t + b, and of U."""
+        outer, last_h, last_c = gradients
         gates, hs, cs, first_h, first_c, *recurrent = ctx.saved_tensors
         steps: _Steps = ctx.steps
         directions, hidden = hs.shape[1:]
