@@ -286,7 +286,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of the states before, of W x_t + b, and of U."""
         outer, last_h, last_c = gradients
         gates, hs, cs, first_h, first_c, *recurrent = ctx.saved_tensors
