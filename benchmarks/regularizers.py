@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--tables", nargs=2, metavar=("TRAIN", "TEST"), help="for r52")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS))
+    parser.add_argument("--regularizers", nargs="+", default=[PLAIN, *REGULARIZERS])
     parser.add_argument("--work", type=Path, default=Path("runs/regularizers"))
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--max-length", type=int, default=64)
@@ -137,7 +137,7 @@ def quality(chosen: argparse.Namespace) -> None:
             for name, part in (("train", train), ("test", test)):
                 with table_writer(Path(paths[name])) as write:
                     write({"text": part.texts, "label": part.labels or []})
-            for name in (PLAIN, *chosen.regularizers):
+            for name in chosen.regularizers:
                 key = _settings(chosen, name) | {"regularizer": name, "seed": seed}
                 if any(row.items() >= key.items() for row in _measured(chosen)):
                     continue
@@ -161,11 +161,11 @@ def rows(chosen: argparse.Namespace) -> None:
     """Append a row for each regularizer that was trained with on every seed."""
     found = {
         (row["regularizer"], row["seed"]): row
-        for name in (PLAIN, *chosen.regularizers)
+        for name in {PLAIN, *chosen.regularizers}
         for row in _measured(chosen)
         if row.items() >= (_settings(chosen, name) | {"regularizer": name}).items()
     }
-    for name in (PLAIN, *chosen.regularizers):
+    for name in chosen.regularizers:
         pairs = [(found.get((name, s)), found.get((PLAIN, s))) for s in chosen.seeds]
         complete = [(run, plain) for run, plain in pairs if run and plain]
         if len(complete) < len(chosen.seeds):
