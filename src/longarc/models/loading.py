@@ -110,8 +110,9 @@ def load_classifier(
 
     ``pooling="mean"`` gives longarc's head on any encoder; ``"cls"`` gives transformers' own head
     for the architecture, so that plain transformers opens the result. Weights come from safetensors
-    only. A recurrent encoder has its own head and poolings. The encoder is loaded in float32: mixed precision keeps float32 weights. A classifier that
-    longarc saved gives its encoder, with the positions and the attention that it has.
+    only. The encoder is loaded in float32: mixed precision keeps float32 weights. A classifier that
+    longarc saved gives its encoder, with the positions and the attention that it has. A recurrent
+    encoder has a head of its own, with its own poolings.
 
     Raises :class:`~longarc.errors.ModelError` when the model cannot be found or has no such head.
     """
