@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def fitting_kernels() -> Iterator[None]:
     if not plain_kernels_wanted():
         yield
         return
-    mkldnn = torch.backends.mkldnn
+    mkldnn: Any = torch.backends.mkldnn
     # Not mkldnn.flags, which also sets what only another vendor's GPUs have, and warns of it.
     before = mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
     try:
