@@ -46,7 +46,7 @@ class RecurrentLayer(GradientCheckpointingLayer):
         loses in bfloat16 what is small.
         """
         with torch.autocast(states.device.type, enabled=False), fitting_kernels():
-            states = states.to(next(self.onward.parameters()).dtype)
+            states = states.to(self.onward.weight_hh_l0.dtype)
             outputs = self.onward(states)[0]
             if self.returning is None:
                 return outputs

@@ -30,5 +30,5 @@ def fitting_kernels() -> Iterator[None]:
         yield
         return
     mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
-    with mkldnn.flags(enabled=False), cudnn.flags(enabled=False):  # pyright: ignore
+    with mkldnn.flags(enabled=False, allow_tf32=False), cudnn.flags(enabled=False):  # pyright: ignore
         yield
