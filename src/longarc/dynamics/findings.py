@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -52,7 +52,13 @@ def findings_of(found: Diagnosis) -> tuple[Finding, ...]:
         all_found.append(_depth(found.depth_ratio, found.sublayers))
     if inputs is not None:
         all_found.append(inputs)
-    return tuple(sorted(all_found, key=lambda finding: GRAVEST_FIRST.index(finding.verdict)))
+    all_found.sort(key=lambda finding: GRAVEST_FIRST.index(finding.verdict))
+    given: set[str] = set()
+    for number, finding in enumerate(all_found):  # what one layer needs is not said again
+        fresh = tuple(each for each in finding.advice if each not in given)
+        given.update(fresh)
+        all_found[number] = replace(finding, advice=fresh)
+    return tuple(all_found)
 
 
 def verdict_of(findings: Sequence[Finding]) -> str:
@@ -87,7 +93,7 @@ def _recurrent(found: RecurrentSummary, everywhere: bool) -> Finding:
     else:
         judged = "fades" if found.reach < 0.9 * span else "steady"
     share = found.terms[found.carried_by]
-    carried = f"the {found.carried_by} carries {_part(share)} of it"
+    carried = f"{_part(share)} of it comes back by the {found.carried_by}"
     if judged in ("explodes", "grows"):
         said = (
             f"In {found.name} ({found.cell}) the gradient {judged}: on its way back over "
@@ -124,7 +130,8 @@ def _recurrent_advice(found: RecurrentSummary, judged: Verdict, everywhere: bool
     if everywhere:
         advice.append(
             "The inputs' gradient does reach the whole text, as the pooling gives each token a "
-            f"short way to the loss: what is lost is what spans more than {found.reach:.0f} tokens."
+            "short way to the loss: what is lost is only what must be read together over a longer "
+            "span."
         )
     if found.carry is None:
         advice.append("A gated cell keeps what this one loses: lstm or gru.")

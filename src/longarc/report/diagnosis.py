@@ -111,7 +111,7 @@ def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
         "terms": [
             {
                 "name": name,
-                "share": f"{100 * share:.0f} %" if is_number(share) else "–",
+                "share": f"{round(100 * share)} %" if is_number(share) else "–",
                 "norm": f"{norm:.3f}" if is_number(norm := layer["term_norms"].get(name)) else "–",
             }
             for name, share in layer["terms"].items()

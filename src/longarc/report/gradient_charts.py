@@ -24,7 +24,8 @@ LAYERS = 6
 """Recurrent layers that are drawn: more lines than colours cannot be told apart."""
 
 FLOOR = 1e-6
-"""The least that a logarithmic axis shows: what lies below is gone for every purpose."""
+"""The least that a logarithmic axis shows: what lies below is gone for every purpose. A line ends
+there."""
 
 POINTS = 300
 
@@ -43,8 +44,9 @@ def by_distance(recurrent: Sequence[dict[str, Any]], key: str, title: str) -> Pa
         every = math.ceil(len(norms) / POINTS)
         name = shorten(layer["name"], 40)
         values += [
-            {"layer": name, "distance": k, "left": max(norms[k] / whole, FLOOR)}
+            {"layer": name, "distance": k, "left": norms[k] / whole}
             for k in range(0, len(norms), every)
+            if norms[k] / whole >= FLOOR
         ]
         told.append(f"{name}, {len(norms) - 1} steps back: {norms[-1] / whole:.2g}")
     if not values:
@@ -76,7 +78,7 @@ def by_term(recurrent: Sequence[dict[str, Any]]) -> Panel | None:
     names = list(dict.fromkeys(row["layer"] for row in rows))
     terms = list(dict.fromkeys(row["term"] for row in rows))
     for row in rows:
-        row["written"] = f"{100 * row['share']:.0f} %"
+        row["written"] = f"{round(100 * row['share'])} %"
         row["end"] = max(row["share"], 0.0)
 
     def make(width: int) -> Any:

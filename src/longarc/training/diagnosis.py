@@ -18,12 +18,13 @@ from longarc.dynamics.diagnosis import Diagnosis, diagnose
 from longarc.errors import DataError
 from longarc.models.head import final_linear
 from longarc.models.loading import load_model, load_tokenizer, resolve_model, usable_length
+from longarc.models.recurrent.options import CELLS
 from longarc.objectives.losses.registry import build_loss
 from longarc.options import check_whole
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.config import TrainConfig
 from longarc.training.prediction import chosen_device, trained_loss
-from longarc.training.preparation import DEFAULT_LENGTH
+from longarc.training.preparation import DEFAULT_LENGTH, starting_tokenizer
 from longarc.training.progress import Reporter
 from longarc.training.run_folder import RunFolder, is_pretraining, open_run_folder
 from longarc.training.starting_model import starting_model
@@ -188,14 +189,15 @@ def _of_model(
         from longarc.training.pretraining.folder import PretrainFolder
 
         name = open_run_folder(folder, kind=PretrainFolder).model
-    resolve_model(name)
+    if str(name) not in CELLS:
+        resolve_model(name)
     limit = usable_length(name)
     length = min(limit or DEFAULT_LENGTH, DEFAULT_LENGTH) if max_length is None else max_length
     check_whole("max_length", length, at_least=2, at_most=limit)
     examples = _read(data, text, label, None)
     space = LabelSpace.from_labels(examples.labels) if label is not None else None
-    tokenizer = load_tokenizer(name)
     config = TrainConfig(data="", model=str(name), max_length=length, seed=seed)
+    tokenizer = starting_tokenizer(config)
     head = space or LabelSpace(("first", "second"), (1, 1), False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
