@@ -9,7 +9,7 @@ import torch
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from longarc.errors import OptionError
-from longarc.models.loading import load_encoder, load_tokenizer, resolve_model
+from longarc.models.loading import load_encoder, load_tokenizer
 from longarc.models.recurrent.config import RecurrentConfig
 from longarc.models.recurrent.model import RecurrentForMaskedLM, RecurrentForSequenceClassification
 from longarc.models.recurrent.options import EMBEDDING_SIZE, settled_options
@@ -66,8 +66,9 @@ def scratch_classifier(
     config = scratch_config(cell, tokenizer, options, table, pooling=pooling, **head)
     model = RecurrentForSequenceClassification(config)
     if table is not None:
+        start: Any = model.get_input_embeddings()
         with torch.no_grad():
-            model.recurrent.embeddings.weight.copy_(table)
+            start.weight.copy_(table)
     return model
 
 
@@ -107,15 +108,19 @@ def scratch_config(
         layer_dropout=dropout,
         classifier_dropout=dropout,
         word_dropout=settled["word_dropout"],
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=_padding(tokenizer),
         **more,
     )
 
 
+def _padding(tokenizer: Any) -> int | None:
+    return tokenizer.pad_token_id
+
+
 def _vectors(embeddings: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """The token vectors (V, d) of a pretrained encoder, zeros at padding."""
-    weight = load_encoder(resolve_model(embeddings)).get_input_embeddings().weight.detach()
-    table = weight[: len(tokenizer)].clone()  # pyright: ignore[reportIndexIssue]
-    if tokenizer.pad_token_id is not None:
-        table[tokenizer.pad_token_id] = 0.0
+    encoder: Any = load_encoder(embeddings)
+    table = encoder.get_input_embeddings().weight.detach()[: len(tokenizer)].clone()
+    if (padding := _padding(tokenizer)) is not None:
+        table[padding] = 0.0
     return table
