@@ -18,11 +18,13 @@ from longarc.data.table_writer import check_writable, table_writer
 from longarc.errors import DataError, ModelError, OptionError
 from longarc.files import write_text
 from longarc.report.card import model_card
+from longarc.report.diagnosis import save_diagnosis
 from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
 from longarc.report.pretraining import collapse_message
 from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
+from longarc.training.diagnosis import diagnose_documents
 from longarc.training.evaluation import score
 from longarc.training.job import train
 from longarc.training.option_fields import check_names
@@ -325,6 +327,17 @@ class Run:
         """The predictor in float32: a contribution is not to be lost in bfloat16's rounding."""
         mine = self.predictor
         return Predictor(mine.model, mine.tokenizer, max_length=mine.max_length, offset=mine.offset)
+
+    def diagnose(self, data: Any, **options: Any) -> dict[str, Any]:
+        """Say whether the gradient vanishes or explodes, on documents of a table.
+
+        ``options`` are those of :func:`~longarc.training.diagnosis.diagnose_documents`, such as
+        ``documents=16``. It writes ``diagnosis.json``, whose content it returns, and
+        ``diagnosis.html``, to which the report then leads.
+        """
+        found = diagnose_documents(self.path, data, **options).to_dict()
+        save_diagnosis(found, run=self.path)
+        return found
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
