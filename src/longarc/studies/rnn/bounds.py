@@ -5,6 +5,7 @@ Everything in float64, from the same decomposition that the trained cells are me
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +49,9 @@ def find_bounds(draws: int, steps: int, seed: int = 0) -> Bounds:
         seed: of the draws.
     """
     at = _root()
-    peak = (1 - torch.tensor(at).double().tanh() ** 2) * at
+    peak = (1 - math.tanh(at) ** 2) * at
     return Bounds(
-        peak=float(peak),
+        peak=peak,
         at=at,
         steps=_one_number(draws, seed),
         norms={kind: _layer(kind, seed) for kind in ("rnn", "relu-rnn")},
@@ -62,11 +63,11 @@ def find_bounds(draws: int, steps: int, seed: int = 0) -> Bounds:
 
 def _root() -> float:
     """Where 2 c tanh c = 1, by Newton: there (1 − tanh²c) c has its maximum."""
-    c = torch.tensor(0.75, dtype=torch.float64)
+    c = 0.75
     for _ in range(20):
-        slope = 2 * c.tanh() + 2 * c * (1 - c.tanh() ** 2)
-        c = c - (2 * c * c.tanh() - 1) / slope
-    return float(c)
+        tanh = math.tanh(c)
+        c -= (2 * c * tanh - 1) / (2 * tanh + 2 * c * (1 - tanh**2))
+    return c
 
 
 def _one_number(draws: int, seed: int) -> dict[str, float]:

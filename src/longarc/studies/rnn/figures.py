@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from longarc.report.drawing import (
@@ -130,7 +130,8 @@ def _gates(measured: Measured) -> StudyFigure:
 def _terms(measured: Measured) -> StudyFigure:
     rows, said = [], []
     for cell in GATED:
-        runs = measured.recall[cell][measured.size.middle.distance]
+        runs = measured.recall[cell][measured.size.farthest.distance]
+        shares: dict[str, float] = {}
         for step in sorted(runs[0].looks):
             shares = {
                 name: sum(run.looks[step].terms[name] for run in runs) / len(runs)
@@ -321,7 +322,7 @@ def _lines(
 
 
 def _facets(
-    rows: Sequence[dict[str, Any]], x: str, y: str, colours: dict[str, str], width: int
+    rows: Sequence[dict[str, Any]], x: str, y: str, colours: Mapping[str, str], width: int
 ) -> Any:
     """Lines side by side, one drawing for each ``facet``; one above the other on a phone."""
     import altair as alt
@@ -352,7 +353,7 @@ def _facets(
     return alt.concat(*drawn, columns=columns)
 
 
-def _colour(alt: Any, names: Sequence[str], colours: dict[str, str], width: int) -> Any:
+def _colour(alt: Any, names: Sequence[str], colours: Mapping[str, str], width: int) -> Any:
     return alt.Color(
         "who:N",
         scale=alt.Scale(domain=list(names), range=[colours[name] for name in names]),

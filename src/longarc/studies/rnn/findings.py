@@ -163,7 +163,7 @@ def _memory(measured: Measured) -> list[Finding]:
 
 
 def _terms(measured: Measured) -> list[Finding]:
-    exercise = measured.size.middle
+    exercise = measured.size.farthest
     steps = sorted(measured.recall["lstm"][exercise.distance][0].looks)
     found = []
     for cell in GATED:
@@ -258,7 +258,7 @@ def _starts(measured: Measured) -> list[Finding]:
                 "more",
                 " against ".join(told(reached[name], ".3f") for name in (better, worse)),
                 above(ahead),
-                f"{asked}Mean score on {measured.size.middle.name} after "
+                f"{asked}Mean score on {measured.size.farthest.name} after "
                 f"{measured.size.start_steps} batches; difference {told(ahead)}. {how} above 0.",
             )
         )

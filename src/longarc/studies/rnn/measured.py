@@ -32,8 +32,8 @@ class Size:
 
     ``bounds`` are random cells and steps. Exercises have ``hidden`` units and batches of
     ``batch``. Each cell tries ``rates`` with seed 0 and has the best with others: ``seeds`` for
-    ``recall`` (length, distances, steps), for starts at each of ``scales`` (over the second of the
-    distances, ``starts`` seeds, ``start_steps``) and for ``add`` (lengths, steps, seeds).
+    ``recall`` (length, distances, steps), for starts at each of ``scales`` (over the farthest
+    distance, ``starts`` seeds, ``start_steps``) and for ``add`` (lengths, steps, seeds).
     ``points`` looks are taken in a training. ``texts`` are words, units, tokens, documents to train
     on and to test with, passes and seeds; ``limit`` of the licence texts that are read; ``rounds``
     of the speeds.
@@ -55,10 +55,10 @@ class Size:
     limit: int | None = None
 
     @property
-    def middle(self) -> Exercise:
+    def farthest(self) -> Exercise:
         """What rates are chosen on, starts are compared on and terms are followed on."""
         length, distances, _ = self.recall
-        return Exercise("recall", length, distances[len(distances) // 2])
+        return Exercise("recall", length, max(distances))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def measure(
     total = len(size.rates) * len(CELLS) * (steps + add_steps)
     with reporter.task("learning rates", total) as advance:
         rates = {
-            "recall": _rates(size, size.middle, steps, device, advance),
+            "recall": _rates(size, size.farthest, steps, device, advance),
             "add": _rates(size, Exercise("add", lengths[0]), add_steps, device, advance),
         }
 
@@ -122,7 +122,7 @@ def measure(
         starts = {
             variant: {
                 scale: [
-                    run(_start(variant, seed, scale), size.middle, size.start_steps, (0,))
+                    run(_start(variant, seed, scale), size.farthest, size.start_steps, (0,))
                     for seed in range(1, size.starts + 1)
                 ]
                 for scale in size.scales

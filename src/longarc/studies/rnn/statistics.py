@@ -97,15 +97,15 @@ def rest(measured: Measured, variant: str) -> list[float]:
 
 
 def carry_ahead(measured: Measured, cell: str, step: int) -> list[float]:
-    """Log of the carry's norm over that of all other terms, by seed, on the middle exercise."""
-    runs = measured.recall[cell][measured.size.middle.distance]
+    """Log of the carry's norm over that of all other terms, by seed, on the farthest exercise."""
+    runs = measured.recall[cell][measured.size.farthest.distance]
     sizes = [run.looks[step].sizes for run in runs]
     return [math.log(each["kept"] / each["rest"]) for each in sizes]
 
 
 def carry_share(measured: Measured, cell: str, step: int) -> list[float]:
-    """The carry's share of what a step sends back, by seed, on the middle exercise."""
-    runs = measured.recall[cell][measured.size.middle.distance]
+    """The carry's share of what a step sends back, by seed, on the farthest exercise."""
+    runs = measured.recall[cell][measured.size.farthest.distance]
     return [run.looks[step].terms["carry"] for run in runs]
 
 

@@ -19,13 +19,13 @@ FULL = Size(
     hidden=32,
     batch=32,
     rates=(1e-3, 3e-3, 1e-2),
-    recall=(40, (0, 5, 15, 35), 600),
+    recall=(30, (0, 5, 10, 20), 600),
     seeds=5,
     points=7,
     scales=(0.5, 1.0, 2.0, 4.0),
     starts=5,
-    start_steps=300,
-    add=((50, 100), 1000, 4),
+    start_steps=400,
+    add=((30, 60), 1000, 4),
     texts=(4000, 64, 96, 1500, 750, 3, 4),
     rounds=15,
     limit=3000,
@@ -99,9 +99,9 @@ def _text(measured: Measured) -> Sequence[str]:
         "on what leaves the cell, h = r c, as the LSTM’s does.",
         f"Five cells of {size.hidden} units, U orthogonal and the LSTM’s forget bias 1 at the "
         f"start, learn two exercises. Recall: which of four symbols came k steps before the last "
-        f"of {length}, k = {', '.join(map(str, distances))}, in {steps} batches of {size.batch}. Add: "
-        f"the sum of two marked numbers of {' or '.join(map(str, lengths))}, in {add_steps}. Every "
-        "cell has the learning rate of "
+        f"of {length}, k = {', '.join(map(str, distances))}, in {steps} batches of {size.batch}. "
+        f"Add: the sum of two marked numbers of {' or '.join(map(str, lengths))}, in {add_steps}. "
+        "Every cell has the learning rate of "
         f"{', '.join(f'{rate:g}' for rate in size.rates)} with which it learns soonest with one "
         f"seed ({rates}), and is measured with others. Each step’s Jacobian is decomposed exactly, "
         "as is dL/dU by the steps that were crossed.",

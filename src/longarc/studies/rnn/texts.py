@@ -54,7 +54,7 @@ class Reading:
 def build(
     cell: str, pooling: str, task: Task, vectors: Tensor, *, hidden: int, seed: int
 ) -> RecurrentForSequenceClassification:
-    """An encoder without dropout, whose words start as main directions of ``vectors`` (words, d)."""
+    """An encoder without dropout; words start as the main directions of ``vectors`` (words, d)."""
     config = RecurrentConfig(
         cell=cell, vocab_size=len(vectors), embedding_size=hidden, cell_size=hidden,
         bidirectional=False, pooling=pooling, embedding_dropout=0.0, layer_dropout=0.0,
