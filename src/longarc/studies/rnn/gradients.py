@@ -5,6 +5,8 @@ Legend: b sequences, n steps, H hidden, S states.
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,24 +49,33 @@ class Look:
         return reach(torch.tensor(self.parameters))
 
     def beyond(self, distance: int) -> float:
-        """The share of the parts of dL/dU, by their norms, that crossed at least so many steps."""
-        return sum(self.parameters[distance:]) / max(sum(self.parameters), 1e-300)
+        """The share of the parts of dL/dU, by their norms, that crossed at least so many steps.
+
+        0 where there is no gradient, or none that is a number.
+        """
+        total = sum(self.parameters)
+        return sum(self.parameters[distance:]) / total if 0 < total < math.inf else 0.0
 
 
 def look(cell: nn.Module, head: nn.Linear, exercise: Exercise, x: Tensor, wanted: Tensor) -> Look:
     """Look into a reader of one direction whose answer comes from its last state."""
-    last = run_layers(cell, x)[0].steps.states[:, -1, 0].clone().requires_grad_()
+    with torch.no_grad():
+        last = cell(x)[0][:, -1].clone()
+    last.requires_grad_()
     (error,) = torch.autograd.grad(exercise.loss(head(last), wanted), last)
     return look_back(cell, x, None, error)
 
 
 def look_back(cell: nn.Module, x: Tensor, mask: Tensor | None, error: Tensor) -> Look:
-    """The same for the error (b, H) at each document's last h, of inputs x (b, n, d)."""
-    run = run_layers(cell, x, mask)[0]
+    """The same for the error (b, H) at each document's last h, of inputs x (b, n, d).
+
+    In float64: an exploding gradient's square soon is beyond float32.
+    """
+    run = run_layers(copy.deepcopy(cell).double(), x.double(), mask)[0]
     jacobians = run.jacobians()
     ends = jacobians.valid.sum(1) - 1
     errors = torch.zeros_like(run.steps.states)
-    errors[torch.arange(len(ends), device=ends.device), ends.clamp(min=0), 0] = error
+    errors[torch.arange(len(ends), device=ends.device), ends.clamp(min=0), 0] = error.double()
     first = errors[torch.arange(len(ends), device=ends.device), ends.clamp(min=0)]
     back = follow_back(jacobians, first)
     there = jacobians.valid.clone()

@@ -130,8 +130,8 @@ def less(one: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def finite(growth: float) -> float:
-    """A rate of growth with no less than −10: where all has vanished at once."""
-    return max(growth, -10.0)
+    """A rate of growth, −10 where all has vanished at once, or nothing is a number any more."""
+    return max(growth, -10.0) if math.isfinite(growth) else -10.0
 
 
 def told(values: Sequence[float], form: str = "+.3f") -> str:

@@ -9,7 +9,7 @@ from longarc.studies.rnn.figures import figures
 from longarc.studies.rnn.findings import NAMES, findings
 from longarc.studies.rnn.measured import Measured, Size, measure
 from longarc.studies.rnn.readers import Outcome
-from longarc.studies.rnn.statistics import accuracies
+from longarc.studies.rnn.statistics import accuracies, finite
 from longarc.studies.rnn.texts import RATE
 from longarc.studies.study import StudyResult
 from longarc.training.progress import Reporter
@@ -134,8 +134,10 @@ def _table(measured: Measured) -> list[dict[str, str | float]]:
             setting = f"seed {run.start.seed}"
             if scaled:
                 setting = f"U times {run.start.scale:g}, {setting}"
-            add(run.exercise.name, cell, setting, run.score, run.last.growth, run.last.reach,
-                run.milliseconds)  # fmt: skip
+            add(
+                run.exercise.name, cell, setting, run.score, finite(run.last.growth),
+                run.last.reach, run.milliseconds,
+            )  # fmt: skip
 
     for cell, by_distance in measured.recall.items():
         for runs in by_distance.values():
@@ -152,7 +154,7 @@ def _table(measured: Measured) -> list[dict[str, str | float]]:
                 look = run.last
                 add(
                     f"{reading.task.name}, {reading.pooling}", NAMES[cell], f"seed {run.seed}",
-                    accuracy, "" if look is None else look.growth,
+                    accuracy, "" if look is None else finite(look.growth),
                     "" if look is None else look.reach, run.milliseconds,
                 )  # fmt: skip
     return rows
