@@ -184,7 +184,7 @@ def test_verdicts_come_from_the_numbers():
     found = findings(measured())
     assert len(found) == CLAIMS
     assert [f.claim for f in found if not f.holds] == []
-    for change, failing in (
+    cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
         ({"peak": 0.46}, ["|(1 − tanh²c) c| < 0.45"]),
         ({"tanh": 0.6}, ["For a fixed h_(t−1)"]),
         ({"power": 0.9}, ["With ReLU it is U"]),
@@ -209,7 +209,8 @@ def test_verdicts_come_from_the_numbers():
         ({"accuracy": (0.4, 0.4)}, ["no less accurate than the LSTM"] * 2),
         ({"trained_far": 0.1}, ["After training on texts"]),
         ({"turns": 40.0}, ["trains at half the speed"]),
-    ):
+    )
+    for change, failing in cases:
         failed = [f.claim for f in findings(measured(**change)) if not f.holds]
         assert len(failed) == len(failing), change
         assert all(part in claim for part, claim in zip(failing, failed, strict=True)), change
@@ -305,11 +306,13 @@ def test_a_look_weights_the_carry_by_the_gradient_that_passes():
     cell, head = nn.LSTM(4, 3, batch_first=True).double(), nn.Linear(3, SYMBOLS).double()
     exercise = Exercise("recall", 6, 2)
     x, wanted = torch.randn(5, 6, 4).double(), torch.randint(0, SYMBOLS, (5,))
+    w = dict(cell.named_parameters())
+    bias = w["bias_ih_l0"] + w["bias_hh_l0"]
     h = c = torch.zeros(5, 3).double()
     kept, states = [], []
     for x_t in x.unbind(1):
-        sums = x_t @ cell.weight_ih_l0.T + h @ cell.weight_hh_l0.T
-        i, f, g, o = (sums + cell.bias_ih_l0 + cell.bias_hh_l0).chunk(4, dim=-1)
+        sums = x_t @ w["weight_ih_l0"].T + h @ w["weight_hh_l0"].T + bias
+        i, f, g, o = sums.chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         c.retain_grad()
         h = o.sigmoid() * c.tanh()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -55,15 +55,16 @@ def build(
     cell: str, pooling: str, task: Task, vectors: Tensor, *, hidden: int, seed: int
 ) -> RecurrentForSequenceClassification:
     """An encoder without dropout; words start as the main directions of ``vectors`` (words, d)."""
-    config = RecurrentConfig(
-        cell=cell, vocab_size=len(vectors), embedding_size=hidden, cell_size=hidden,
-        bidirectional=False, pooling=pooling, embedding_dropout=0.0, layer_dropout=0.0,
-        classifier_dropout=0.0, pad_token_id=PAD, num_labels=task.classes,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "cell": cell, "vocab_size": len(vectors), "embedding_size": hidden, "cell_size": hidden,
+        "bidirectional": False, "pooling": pooling, "embedding_dropout": 0.0, "layer_dropout": 0.0,
+        "classifier_dropout": 0.0, "pad_token_id": PAD, "num_labels": task.classes,
+    }  # fmt: skip
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = RecurrentForSequenceClassification(config)
-        model.recurrent.embeddings.weight.copy_(main_directions(vectors, hidden))
+        model = RecurrentForSequenceClassification(RecurrentConfig(**settings))
+        table: Any = model.recurrent.embeddings
+        table.weight.copy_(main_directions(vectors, hidden))
     return model.train()
 
 
@@ -80,7 +81,8 @@ def read(
     advance: Callable[[], object] = lambda: None,
 ) -> Read:
     """Train by Adam, cross-entropy, the rate falling to 0; the order follows from the seed."""
-    model = build(cell, pooling, task, vectors, hidden=hidden, seed=seed).to(device)
+    model = build(cell, pooling, task, vectors, hidden=hidden, seed=seed)
+    cast(Any, model).to(device)
     weights = list(model.parameters())
     steps = epochs * -(-len(task.train[0]) // BATCH)
     optimizer = torch.optim.Adam(weights, lr=RATE)
