@@ -65,14 +65,16 @@ def run(words: Sequence[str]) -> int:
     from longarc.report.learning_rate import print_search, refuse_existing, write_search
     from longarc.training.learning_rate.job import find_learning_rate
 
-    if chosen.out:
-        refuse_existing(chosen.out, overwrite=bool(chosen.overwrite))
+    # A run's config.yaml names the run's folder, which is not for this.
+    out = chosen.out if any(word.split("=")[0] == "--out" for word in words) else None
+    if out:
+        refuse_existing(out, overwrite=bool(chosen.overwrite))
     quiet_libraries()
     console = terminal(to_stderr=chosen.json)
     found = find_learning_rate(
         config, console=console, candidates=chosen.candidates, fraction=chosen.fraction
     )
-    page = write_search(found, chosen.out, config.data) if chosen.out else None
+    page = write_search(found, out, config.data) if out else None
     if chosen.json:
         print(json.dumps(found, ensure_ascii=False))
         return 0

@@ -13,8 +13,9 @@ from longarc.training.learning_rate.stability import Measurement
 NEGLIGIBLE = 0.01
 """Part of the loss below which the implicit penalty bends no path: a step is as good as a flow."""
 
-WIDEST = 1000.0
-"""Between the ends of a range: what lies further below is never worth one of a few short runs."""
+NARROWEST, WIDEST = 10.0, 1000.0
+"""Between the ends of a range: a measurement is no better than the one, a few runs reach no further
+than the other."""
 
 APART = 1.25
 """Between two rates that are tried, at least: nearer ones differ by less than their noise."""
@@ -55,7 +56,7 @@ def learning_rate_range(measured: Sequence[Measurement], lost: float, budget: fl
     ``NEGLIGIBLE`` of L for γ < 4 · ``NEGLIGIBLE`` · L / gᵀu. And the learning rates of the whole
     run add up to ``budget`` times their peak, so for a peak γ < L / (budget · gᵀu) the loss would
     not reach 0 even were it to fall to the end as fast as now. L / gᵀu is the median over the steps
-    that lowered L. Neither is below the upper end over ``WIDEST``.
+    that lowered L. The range is at least ``NARROWEST`` and at most ``WIDEST`` wide.
 
     Args:
         measured: of a rising warm-up, in its order.
@@ -93,8 +94,11 @@ def learning_rate_range(measured: Sequence[Measurement], lost: float, budget: fl
     }
     low_why = max(ends, key=lambda why: ends[why])
     low = ends[low_why]
-    if low > high / APART:
-        low, low_why = high / APART, "just under the upper end, where the lower one would exceed it"
+    if low > high / NARROWEST:
+        low, low_why = (
+            high / NARROWEST,
+            "a tenth of the upper end, which other bounds come nearer to",
+        )
     return Range(low, high, low_why, high_why, negligible, unused)
 
 

@@ -230,13 +230,12 @@ class _Search:
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
         """The model for a training, afterwards as it was: weights, mode, and its own forward."""
-        training, names = self.model.training, ("forward", "_original_forward")
-        before = {name: vars(self.model)[name] for name in names if name in vars(self.model)}
+        training, before = self.model.training, dict(vars(self.model))
         try:
             yield
         finally:
-            for name in names:  # accelerate wraps it once for each training
-                vars(self.model).pop(name, None)
+            for name in vars(self.model).keys() - before.keys():
+                del vars(self.model)[name]  # accelerate's wrapping, once more for each training
             vars(self.model).update(before)
             self.model.load_state_dict(self.start)
             self.model.zero_grad()
