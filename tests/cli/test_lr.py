@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 import longarc as package
 from longarc.cli.main import main
 
-COMMON = ("--text", "body", "--label", "topic", "--device", "cpu", "--epochs", "2")
+COMMON = (
+    "--text", "body", "--label", "topic", "--device", "cpu", "--epochs", "2", "--precision", "fp32",
+)  # fmt: skip
 RECORD = {
     "recommended", "why", "range", "stability", "candidates", "validation", "run_steps",
     "cost_steps", "cost",
@@ -39,7 +41,7 @@ def test_lr_prints_and_writes_what_it_found(longarc, tickets, tiny_model, tmp_pa
     table = tmp_path / "<b>&.csv"
     shutil.copy(tickets, table)
     out = tmp_path / "rates"
-    command = ("lr", table, *COMMON, "--model", tiny_model, "--candidates", 2, "--out", out)
+    command = ("lr", table, *COMMON, "--model", tiny_model, "--candidates", 1, "--out", out)
     status, printed, err = longarc(*command, "--json")
     assert status == 0
     found = json.loads(printed)
@@ -47,7 +49,7 @@ def test_lr_prints_and_writes_what_it_found(longarc, tickets, tiny_model, tmp_pa
     assert "worth trying" in err
     assert {path.name for path in out.iterdir()} == {"lr.html", "learning_rate.json"}
     assert json.loads((out / "learning_rate.json").read_text()) == found
-    assert len(found["candidates"]) == 2
+    assert len(found["candidates"]) == 1
     assert found["recommended"] in [row["learning_rate"] for row in found["candidates"]]
     page = (out / "lr.html").read_text()
     assert page.count("<svg") == 4
@@ -152,7 +154,7 @@ def test_what_leaves_nothing_to_search_is_refused(longarc, tmp_path, words, said
         (("--fraction", 2), 1, "fraction is 2"),
         (("--candidates", 0), 1, "candidates must be a whole number"),
         (("--candidates", "x"), 2, "--candidates is x"),
-        (("--epoch", 3), 2, "Did you mean --epochs?"),
+        (("--fractions", 0.3), 2, "Did you mean --fraction?"),
         (("--validation-fraction", 0), 1, "no documents to choose on"),
         ((), 1, "no-such.csv"),
     ],
