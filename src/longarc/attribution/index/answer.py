@@ -59,7 +59,7 @@ def explain_by_index(
     index.require_whole()
     answer = _Answer(index, path, model, queries)
     documents = range(index.about["documents"])  # queries need none of them
-    with Replay(path, model, documents, list):
+    with Replay(path, model, documents, dict):
         answer.walk()
     found = scores(index, answer.directions, answer.sketches, advance=advance)
     return [

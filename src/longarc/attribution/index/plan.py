@@ -202,10 +202,10 @@ def _with_moments(path: RecordedPath, step: int) -> int:
 
 def as_checkpoints(rows: Sequence[dict[str, Any]]) -> tuple[Checkpoint, ...]:
     """Checkpoints as JSON has them; what else a row says is left out."""
-    names = Checkpoint.__dataclass_fields__
-    return tuple(
-        Checkpoint(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names}
-        )
-        for row in rows
-    )
+    found = []
+    for row in rows:
+        known: dict[str, Any] = {k: row[k] for k in Checkpoint.__dataclass_fields__}
+        for name in ("ratios", "decay", "coupled"):
+            known[name] = tuple(known[name])
+        found.append(Checkpoint(**known))
+    return tuple(found)
