@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from longarc.models.attention.residual_interface import set_residual_attention
     from longarc.models.loading import load_model
     from longarc.models.positions import stretch_positions
+    from longarc.models.recurrent.config import RecurrentConfig
+    from longarc.models.recurrent.model import (
+        RecurrentForMaskedLM,
+        RecurrentForSequenceClassification,
+        RecurrentModel,
+    )
+    from longarc.models.recurrent.output_gated_gru import OutputGatedGRU
     from longarc.models.rezero import set_rezero
     from longarc.objectives.losses.asymmetric import AsymmetricLoss
     from longarc.objectives.losses.binary_cross_entropy import BinaryCrossEntropyLoss
@@ -73,6 +80,11 @@ _HOMES = {
     "set_residual_attention": "longarc.models.attention.residual_interface",
     "load_model": "longarc.models.loading",
     "stretch_positions": "longarc.models.positions",
+    "RecurrentConfig": "longarc.models.recurrent.config",
+    "RecurrentForMaskedLM": "longarc.models.recurrent.model",
+    "RecurrentForSequenceClassification": "longarc.models.recurrent.model",
+    "RecurrentModel": "longarc.models.recurrent.model",
+    "OutputGatedGRU": "longarc.models.recurrent.output_gated_gru",
     "set_rezero": "longarc.models.rezero",
     "AsymmetricLoss": "longarc.objectives.losses.asymmetric",
     "BinaryCrossEntropyLoss": "longarc.objectives.losses.binary_cross_entropy",
@@ -135,11 +147,16 @@ __all__ = [
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "OutputGatedGRU",
     "PathRecorder",
     "PretrainConfig",
     "Pretraining",
     "RDrop",
     "RadiusMarginLoss",
+    "RecurrentConfig",
+    "RecurrentForMaskedLM",
+    "RecurrentForSequenceClassification",
+    "RecurrentModel",
     "Regularizer",
     "Run",
     "RunError",

@@ -99,9 +99,7 @@ def by_forward_mode(
                 rows.append((tangent * gradient).flatten(1).sum(dim=1).detach())
         finally:
             for (module, own, _), parameter in zip(places, kept, strict=True):
-                if own in module.__dict__:
-                    delattr(module, own)
-                module._parameters[own] = parameter
+                setattr(module, own, parameter)  # recurrent layers keep a list besides
     return torch.stack(rows)
 
 

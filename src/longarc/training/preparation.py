@@ -15,6 +15,8 @@ from longarc.data.table import open_table
 from longarc.errors import DataError, OptionError
 from longarc.models.attention.registry import check_attention_options
 from longarc.models.loading import load_tokenizer, usable_length
+from longarc.models.recurrent.options import CELLS
+from longarc.models.recurrent.scratch import scratch_tokenizer
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.config import TrainConfig
@@ -56,7 +58,7 @@ def prepare(
     build_regularizers(config.regularizers)  # the constructors know the ranges
     if config.attention is not None:
         check_attention_options(config.attention, config.attention_options)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = starting_tokenizer(config)
     config = dataclasses.replace(config, max_length=_length(config))
 
     with reporter.timed("prepare"):
@@ -96,6 +98,13 @@ def prepare(
         for part in (*split.texts, *map(str, split.labels or ()))
     )
     return Prepared(config, splits, space, tokenizer, check, digest)
+
+
+def starting_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, or the one that a model from scratch is given."""
+    if config.model in CELLS:
+        return scratch_tokenizer(config.model_options, config.embeddings)
+    return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
 
 
 def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Examples, Columns]:

@@ -46,8 +46,9 @@ class RecurrentLayer(GradientCheckpointingLayer):
         loses in bfloat16 what is small.
         """
         with torch.autocast(states.device.type, enabled=False), fitting_kernels():
-            states = states.to(next(self.onward.parameters()).dtype)
-            outputs = self.onward(states)[0]
+            onward: Any = self.onward
+            states = states.to(onward.weight_hh_l0.dtype)
+            outputs = onward(states)[0]
             if self.returning is None:
                 return outputs
             back = take(self.returning(take(states, mirror))[0], mirror)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,6 +30,11 @@ def fitting_kernels() -> Iterator[None]:
     if not plain_kernels_wanted():
         yield
         return
-    mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
-    with mkldnn.flags(enabled=False), cudnn.flags(enabled=False):  # pyright: ignore
-        yield
+    mkldnn: Any = torch.backends.mkldnn
+    # Not mkldnn.flags, which also sets what only another vendor's GPUs have, and warns of it.
+    before = mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        mkldnn.set_flags(_enabled=before, _fp32_precision=None)
