@@ -14,6 +14,7 @@ from longarc.files import write_text
 from longarc.report import charts, training_charts
 from longarc.report.comparison import comparison_context
 from longarc.report.drawing import shorten
+from longarc.report.learning_rate import search_context
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
 from longarc.report.page import render
 from longarc.report.pretraining import pretraining_context, read_pretraining
@@ -96,6 +97,7 @@ def run_context(run: SavedRun, target: Path) -> dict[str, Any]:
         "best_step": training_charts.best_step(run.log),
         "diagnosis": _diagnosis(run, target),
         "recipe": recipe_tables(run),
+        "search": search_context(found) if (found := run.recipe.get("learning_rate")) else None,
         "without_prior": without_prior(run),
         "reliability": charts.reliability(metrics.get("reliability") or [], run.space.multi_label),
         "calibration_error": figure(metrics, "calibration_error"),
@@ -156,6 +158,7 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ("Label space", classes),
         ("Encoder", ", ".join(encoder) or None),
         ("Loss", str(config["loss"]) if config.get("loss") is not None else None),
+        ("Learning rate", _learning_rate(run)),
         ("Regularizers", _regularizers(config.get("regularizers"))),
         ("Second stage", second_stage(run)),
         ("Length limit", f"{thousands(limit)} tokens" if limit else None),
@@ -168,6 +171,13 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ),
     ]
     return [(name, shorten(value, 300)) for name, value in facts if value]
+
+
+def _learning_rate(run: SavedRun) -> str | None:
+    rate = run.config.get("learning_rate")
+    if not is_number(rate) or run.config.get("freeze"):
+        return None
+    return f"{rate:g}, found by a search" if "learning_rate" in run.recipe else f"{rate:g}"
 
 
 def _regularizers(chosen: Any) -> str | None:

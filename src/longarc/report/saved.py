@@ -175,8 +175,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+_SEARCH = {"recommended", "range", "stability", "candidates", "validation", "run_steps", "cost"}
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     recipe = read_json(path) if path.is_file() else {}
+    if "learning_rate" in recipe and _SEARCH - as_dict(recipe["learning_rate"]).keys():
+        raise damaged(path, f"`learning_rate` lacks one of {', '.join(sorted(_SEARCH))}")
     for name in ("loss", "second_stage"):
         needed = {"trials", "not_tried", "chosen", "why"}
         if name in recipe and needed - as_dict(recipe[name]).keys():

@@ -19,12 +19,13 @@ from longarc.errors import DataError
 from longarc.models.head import final_linear
 from longarc.models.loading import load_model, load_tokenizer, resolve_model, usable_length
 from longarc.models.recurrent.options import CELLS
+from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.objectives.losses.registry import build_loss
 from longarc.options import check_whole
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.config import TrainConfig
 from longarc.training.prediction import chosen_device, trained_loss
-from longarc.training.preparation import DEFAULT_LENGTH, starting_tokenizer
+from longarc.training.preparation import DEFAULT_LENGTH
 from longarc.training.progress import Reporter
 from longarc.training.run_folder import RunFolder, is_pretraining, open_run_folder
 from longarc.training.starting_model import starting_model
@@ -197,7 +198,7 @@ def _of_model(
     examples = _read(data, text, label, None)
     space = LabelSpace.from_labels(examples.labels) if label is not None else None
     config = TrainConfig(data="", model=str(name), max_length=length, seed=seed)
-    tokenizer = starting_tokenizer(config)
+    tokenizer = starting_tokenizer(str(name))
     head = space or LabelSpace(("first", "second"), (1, 1), False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
