@@ -109,6 +109,11 @@ def _recurrent(found: RecurrentSummary, everywhere: bool) -> Finding:
             f"In {found.name} ({found.cell}) the gradient {judged}: less than 1 % of it comes from "
             f"more than {found.reach:.0f} steps back, of {found.length:.0f}; {carried}."
         )
+    if found.parameter_reach is not None:
+        said += (
+            f" Of its recurrent weights' gradient less than 1 % crossed more than "
+            f"{found.parameter_reach:.0f} steps."
+        )
     return Finding(found.name, judged, said, tuple(_recurrent_advice(found, judged, everywhere)))
 
 
@@ -165,7 +170,8 @@ def _gate_advice(found: RecurrentSummary) -> str:
     value = math.log(wanted / (1 - wanted))
     value = -value if found.cell == "output-gated-gru" else value
     return (
-        f"The {gate} keeps {kept:.2f} a step on average, and so 1 % over {lasts:.0f} steps. "
+        f"The {gate} keeps {kept:.2f} a step on average; a unit that keeps so much has 1 % left "
+        f"after {lasts:.0f} steps. "
         f"Starting {bias} at {value:+.1f} would make it 1 % over the {found.length:.0f} steps."
     )
 
