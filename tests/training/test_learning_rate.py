@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import EarlyStoppingCallback
 
@@ -102,6 +102,7 @@ def test_where_every_step_overshot_the_last_rate_before_the_loss_counts():
     assert learning_rate_range(measured, lost=1e-3, budget=1e9).high == 1e-4
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -123,6 +124,7 @@ def test_a_range_has_a_width_whatever_was_measured(rows, budget):
 # The candidates
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.floats(1.3, 1000))
 def test_the_next_rates_close_in_on_the_best(figures, width):
     low, high = 1e-5, 1e-5 * width
