@@ -154,7 +154,7 @@ def test_what_leaves_nothing_to_search_is_refused(longarc, tmp_path, words, said
         (("--fraction", 2), 1, "fraction is 2"),
         (("--candidates", 0), 1, "candidates must be a whole number"),
         (("--candidates", "x"), 2, "--candidates is x"),
-        (("--fractions", 0.3), 2, "Did you mean --fraction?"),
+        (("--fractions", 0.3), 2, "Did you mean --fraction"),
         (("--validation-fraction", 0), 1, "no documents to choose on"),
         ((), 1, "no-such.csv"),
     ],

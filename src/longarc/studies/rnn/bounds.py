@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longarc.dynamics.recurrent_jacobian import recurrent_jacobians, run_layers
 from longarc.studies.rnn.readers import started
@@ -108,7 +108,7 @@ def _paths(draws: int, seed: int) -> dict[str, float]:
     found: dict[str, float] = {}
     generator = torch.Generator().manual_seed(seed)
     for size in (0.3, 1.0, 3.0):
-        cell = nn.LSTM(1, 1, batch_first=True).double()
+        cell = started("lstm", 1, 1, seed).double()
         with torch.no_grad():
             for weight in cell.parameters():
                 weight.copy_(size * torch.randn(weight.shape, generator=generator).double())
