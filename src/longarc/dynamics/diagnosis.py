@@ -98,7 +98,8 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [self.verdict]
         for finding in self.findings:
-            lines += [f"- {finding.said}", *(f"  {each}" for each in finding.advice)]
+            said = [] if finding.said == self.verdict else [finding.said]
+            lines += [*said, *(f"→ {each}" for each in finding.advice)]
         return "\n".join(lines)
 
 
