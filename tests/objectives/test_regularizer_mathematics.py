@@ -178,7 +178,7 @@ def test_a_long_gradient_does_not_lead_the_gradient_penalty_astray(model, batch)
     chosen = [GradientPenalty(method=way, warmup=0.0) for way in METHODS]
     near, exact = (found(model, batch, penalty)[1] - plain for penalty in chosen)
     assert plain.norm() > 100 * LONGEST / chosen[0].epsilon
-    assert (near - exact).norm() < 0.2 * exact.norm()  # as long as exact itself, by ε g
+    assert (near - exact).norm() < 0.5 * exact.norm()  # all of it, were the step ε g
 
 
 def test_double_backward_with_fused_attention(batch):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 METHODS = ("finite-difference", "double-backward")
 
-LONGEST = 0.01
-"""Of the step uphill, what ε makes of a gradient of length 1. A head whose logits are large has one a
-thousand times as long, and a difference over ε g would tell of another place altogether."""
+LONGEST = 0.05
+"""Of the step uphill: SAM's usual radius, and enough for bfloat16. A head whose logits are large has
+a gradient a thousand times as long as a new one's, and ε g would lead to another place altogether."""
 
 
 class GradientPenalty(Regularizer):
