@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 METHODS = ("finite-difference", "double-backward")
 
 LONGEST = 0.05
-"""Of the step uphill: SAM's usual radius, and enough for bfloat16. A head whose logits are large has
-a gradient a thousand times as long as a new one's, and ε g would lead to another place altogether."""
+"""Of the step uphill: SAM's usual radius, and enough for bfloat16. A head whose logits are large
+has a gradient a thousand times as long as a new one's, and ε g would lead to another place."""
 
 
 class GradientPenalty(Regularizer):
