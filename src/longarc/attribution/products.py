@@ -57,7 +57,7 @@ def by_layers(
 
     handles = [module.register_forward_hook(watch) for module in modules]
     try:
-        with _rows_apart(model):
+        with rows_apart(model):
             logits = backward()
     finally:
         for handle in handles:
@@ -115,7 +115,7 @@ def _places(model: nn.Module, directions: Directions) -> list[tuple[nn.Module, s
 
 
 @contextmanager
-def _rows_apart(model: nn.Module) -> Iterator[None]:
+def rows_apart(model: nn.Module) -> Iterator[None]:
     """Give each example its own row where an embedding serves all with one, as positions do."""
     rows: list[int] = []
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from longarc.errors import RunError
 from longarc.files import write_text
@@ -68,7 +70,7 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     else:
         saved = [read_run(folder) for folder in folders]
         if len(saved) == 1:
-            page = render("run.html.j2", run_context(saved[0]))
+            page = render("run.html.j2", run_context(saved[0], target))
         else:
             page = render("comparison.html.j2", comparison_context(saved, target))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +78,8 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     return target
 
 
-def run_context(run: SavedRun) -> dict[str, Any]:
-    """Everything that the page of one run shows."""
+def run_context(run: SavedRun, target: Path) -> dict[str, Any]:
+    """Everything that the page of one run shows; ``target`` is where the page will lie."""
     shown = run.splits[0]
     metrics = run.metrics[shown]["model"]
     return {
@@ -93,6 +95,7 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "curves": training_charts.training_curves(run.log),
         "step_size": step_size_curves(run.log),
         "best_step": training_charts.best_step(run.log),
+        "diagnosis": _diagnosis(run, target),
         "recipe": recipe_tables(run),
         "search": search_context(found) if (found := run.recipe.get("learning_rate")) else None,
         "without_prior": without_prior(run),
@@ -111,6 +114,17 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "replay": shlex.join(
             ["longarc", "train", "--config", str(run.folder / "config.yaml"), "--out", "NEW-RUN"]
         ),
+    }
+
+
+def _diagnosis(run: SavedRun, target: Path) -> dict[str, str] | None:
+    """The verdict on the gradient, and the way from the page to the diagnosis's."""
+    if not run.diagnosis:
+        return None
+    path = os.path.relpath((run.folder / "diagnosis.html").resolve(), target.resolve().parent)
+    return {
+        "verdict": shorten(run.diagnosis["verdict"], 600),
+        "link": quote(Path(path).as_posix()),
     }
 
 
