@@ -175,7 +175,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-_SEARCH = {"recommended", "range", "stability", "candidates", "validation", "run_steps", "cost"}
+_SEARCH = {
+    "recommended",
+    "range",
+    "stability",
+    "candidates",
+    "validation",
+    "run_steps",
+    "cost",
+    "cost_steps",
+}
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
