@@ -15,8 +15,8 @@ from longarc.errors import DataError
 from longarc.options import check_whole
 
 BASIS = 24
-"""Vectors of Arnoldi's basis. In layers of 64 to 256, the radius is then within 3 % of the exact one
-for gated cells, and within 8 % where U is orthogonal, its eigenvalues all on one circle (tests;
+"""Vectors of Arnoldi's basis. In layers of 96 to 256, the radius is then within 3 % of the exact
+one for gated cells, and within 9 % where U is orthogonal, its eigenvalues all on one circle (tests;
 benchmarks/gradient_flow.py)."""
 
 EXACT = 64
