@@ -155,6 +155,8 @@ def test_random_vectors_and_the_start_follow_the_seed(encoder, small):
     assert first.recurrent.embeddings.weight.shape == (len(tokenizer), 5)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+    deviation = float(first.recurrent.embeddings.weight.std())
+    assert deviation == pytest.approx(0.1, rel=0.15)
     assert tokenizer.model_max_length > 10**9, "no document is too long"
 
 

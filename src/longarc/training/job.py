@@ -98,9 +98,10 @@ class _Job(Groundwork):
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped} {self._how_to_resume()}") from None
         if best == 0 and self.config.epochs:
+            start = "linear probe" if self.config.head_start == "probe" else "random start"
             self.reporter.say(
-                "fine-tuning did not beat the linear probe on the validation split: the probe was "
-                "kept. Try a smaller --learning-rate or more data."
+                f"training did not beat the {start} on the validation split: the {start} was kept. "
+                "Try another --learning-rate, more --epochs or more data."
             )
 
     def _second_stage(self) -> None:

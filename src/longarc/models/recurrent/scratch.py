@@ -17,6 +17,12 @@ from longarc.models.recurrent.options import CELLS, EMBEDDING_SIZE, settled_opti
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+START = 0.1
+"""Of random token vectors: gates see next to nothing of smaller ones until they have grown.
+
+Transformers' usual 0.02 was behind in short trainings (docs/recurrent.md).
+"""
+
 
 def starting_tokenizer(
     model: str,
@@ -115,6 +121,7 @@ def scratch_config(
         classifier_dropout=dropout,
         word_dropout=settled["word_dropout"],
         pad_token_id=_padding(tokenizer),
+        initializer_range=START,
         **more,
     )
 

@@ -122,13 +122,15 @@ def _memory(measured: Measured) -> list[Finding]:
         learnt = sum(o.score >= SOLVED for d in asked for o in measured.recall[cell][d])
         share = f"{learnt} of {len(asked) * measured.size.seeds} runs learn it"
         one, other = gating(measured, cell), need(measured, cell)
+        passed = told(gating(measured, cell, weighted=True))
         found += [
             Finding(
                 f"{gate} is larger while something has to be kept than before.",
                 "larger",
                 told(one),
                 above(one),
-                f"After the symbol minus before it, {how}; {share}. Holds if {INTERVAL} is above "
+                f"After the symbol minus before it, {how}; {share}. Weighted by the squared "
+                f"gradient that passes {passed}. Holds if {INTERVAL} of the plain mean is above "
                 "0.",
             ),
             Finding(

@@ -26,9 +26,10 @@ def during(look: Look, outcome: Outcome, *, weighted: bool = False) -> float:
     return sum(kept) / len(kept)
 
 
-def before(look: Look, outcome: Outcome) -> float:
+def before(look: Look, outcome: Outcome, *, weighted: bool = False) -> float:
     """The mean carry in the steps before the symbol, but the first, which has nothing to keep."""
-    kept = look.carry[1 : outcome.exercise.place]
+    carry = look.carried if weighted else look.carry
+    kept = carry[1 : outcome.exercise.place]
     return sum(kept) / len(kept)
 
 
@@ -37,11 +38,14 @@ def distances(measured: Measured) -> list[int]:
     return [d for d in measured.size.recall[1] if d]
 
 
-def gating(measured: Measured, cell: str) -> list[float]:
+def gating(measured: Measured, cell: str, *, weighted: bool = False) -> list[float]:
     """Carry after the symbol minus before it, by seed: a mean over the distances."""
     return _by_seed(
         [
-            [during(o.last, o) - before(o.last, o) for o in measured.recall[cell][distance]]
+            [
+                during(o.last, o, weighted=weighted) - before(o.last, o, weighted=weighted)
+                for o in measured.recall[cell][distance]
+            ]
             for distance in distances(measured)
         ]
     )

@@ -67,7 +67,7 @@ def search_learning_rate(
     :func:`~longarc.training.learning_rate.bounds.learning_rate_range`. Then a few rates in it are
     tried, each in a run of ``fraction`` of the steps with the run's own schedule, seed, loss,
     regularizers and sampler, from the same weights. Recommended is the one with the best macro-F1
-    on the validation documents, of equals the one with the least loss.
+    on the validation documents; of those within its standard error the one with the least loss.
 
     A short run favours larger rates than a long one does, as it has less time; the larger
     ``fraction``, the less so.
@@ -127,7 +127,11 @@ class _Search:
         rows: list[dict[str, Any]] = []
         rates = spread(found.low, found.high, min(3, candidates))
         while rates or len(rows) < candidates:
-            rate = rates.pop(0) if rates else next_rate(rows, found.low, found.high)
+            rate = (
+                rates.pop(0)
+                if rates
+                else next_rate(rows, found.low, found.high, len(self.validation))
+            )
             if rate is None:
                 break
             name = f"candidate {len(rows) + 1} of {candidates}, {rate:.1e}"
@@ -245,7 +249,7 @@ class _Search:
     def _record(
         self, rising: RisingWarmup, found: Range, rows: list[dict[str, Any]], short: int
     ) -> dict[str, Any]:
-        chosen = best_of(rows)
+        chosen = best_of(rows, len(self.validation))
         if chosen["macro_f1"] is None:
             tried = ", ".join(f"{row['learning_rate']:.1e}" for row in rows)
             raise ModelError(
