@@ -9,12 +9,18 @@ import statistics
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForSequenceClassification,
+)
 
 from longarc.dynamics.diagnosis import diagnose, summarize
 from longarc.dynamics.findings import Finding, branch_shares, findings_of, verdict_of
 from longarc.dynamics.gradient_flow import GradientFlow, InputShares, SubLayer, gradient_flow
 from longarc.errors import DataError, ModelError
+from longarc.models.attention.residual_interface import set_residual_attention
 from longarc.models.rezero import set_rezero
 
 STEPS = 60
@@ -151,6 +157,37 @@ def test_documents_become_medians():
     assert found.inputs.length == 20
     assert sum(found.inputs.tenths) == pytest.approx(1, rel=1e-5)
     assert found.inputs.within[-1] == pytest.approx(1, rel=1e-5)
+
+
+def test_post_ln_loses_gradient_on_its_way_down_and_pre_ln_gains_it():
+    """Twelve layers at a start at which branches count: the published difference."""
+    shape = {
+        "hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2,
+        "intermediate_size": 64, "vocab_size": 60, "max_position_embeddings": 40,
+        "initializer_range": 32**-0.5,
+    }  # fmt: skip
+    builds = {
+        "post": lambda: BertForSequenceClassification(BertConfig(**shape)),
+        "residual": lambda: set_residual_attention(
+            BertForSequenceClassification(BertConfig(**shape))
+        ),
+        "pre": lambda: RobertaPreLayerNormForSequenceClassification(
+            RobertaPreLayerNormConfig(**shape, pad_token_id=1)
+        ),
+    }
+    found = {}
+    for name, build in builds.items():
+        torch.manual_seed(0)
+        model = build().eval()
+        batch = {"input_ids": torch.randint(5, 60, (4, 24)), "labels": torch.tensor([0, 1, 0, 1])}
+        found[name] = diagnose(model, [batch])
+    assert found["post"].depth_ratio < found["residual"].depth_ratio < 1 < found["pre"].depth_ratio
+    growth = {
+        name: each.sublayers[-1].size / each.sublayers[0].size for name, each in found.items()
+    }
+    assert growth["post"] == pytest.approx(1, rel=1e-3)
+    assert growth["pre"] > 2
+    assert found["pre"].sublayers[-1].change < 0.5 * found["post"].sublayers[-1].change
 
 
 def of_depth(gradients):
