@@ -321,6 +321,20 @@ class Run:
         )
         return found[0] if one else found
 
+    def kernel_machine(self, *, together: int = 32, tolerance: float = 1e-3) -> Any:
+        """The model as a kernel machine over its training documents.
+
+        It is asked about texts; see :class:`longarc.KernelMachine` for what it can do and costs.
+
+        Raises:
+            RunError: the run recorded no path.
+        """
+        from longarc.attribution.of_run import kernel_machine_of_run
+
+        return kernel_machine_of_run(
+            self.folder, self._exact_predictor(), together=together, tolerance=tolerance
+        )
+
     def _exact_predictor(self) -> Predictor:
         """The predictor in float32: a contribution is not to be lost in bfloat16's rounding."""
         mine = self.predictor

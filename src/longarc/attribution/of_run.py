@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from longarc.attribution.explanation import Explanation
+from longarc.attribution.kernel_machine import KernelMachine
 from longarc.attribution.query import MEASURES, Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError, RunError, close_matches
+from longarc.objectives.losses.registry import build_loss
 from longarc.options import check_choice
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recorded_path import RecordedPath, load_training
@@ -39,13 +41,7 @@ def explain_run(
     training; what that changed in a number is the term ``afterwards``.
     """
     check_choice("measure", of, MEASURES)
-    if not folder.recorded.is_dir():
-        raise RunError(
-            f"the run in {folder.path} recorded no training path, so nothing is known of how its "
-            "documents made its predictions. Train it again with the path: longarc train "
-            f"--config {folder.config_file} --record-path --out {folder.path}-recorded"
-        )
-    path = RecordedPath(folder.recorded)
+    path = _path_of(folder)
     space = folder.labels()
     if label is not None and label not in space.names:
         raise OptionError(f"There is no label '{label}'. {close_matches(label, space.names)}")
@@ -88,3 +84,39 @@ def explain_run(
         )
         for e, final in zip(found, finals, strict=True)
     ]
+
+
+def kernel_machine_of_run(
+    folder: RunFolder, predictor: Predictor, *, together: int = 32, tolerance: float = 1e-3
+) -> KernelMachine:
+    """A run's model over its training documents; see :meth:`longarc.Run.kernel_machine`."""
+    path = _path_of(folder)
+    config, space, length = folder.config(), folder.labels(), predictor.max_length
+    training, _ = load_training(folder.training_file)
+    return KernelMachine(
+        path,
+        predictor.model,
+        Documents(training, predictor.tokenizer, length),
+        PaddedBatches(predictor.tokenizer, length),
+        read=lambda texts: Documents(texts, predictor.tokenizer, length),
+        names=space.names,
+        loss=build_loss(
+            config.loss,
+            class_counts=space.counts,
+            num_examples=len(training),
+            options=config.loss_options,
+            multi_label=space.multi_label,
+        ),
+        together=together,
+        tolerance=tolerance,
+    )
+
+
+def _path_of(folder: RunFolder) -> RecordedPath:
+    if not folder.recorded.is_dir():
+        raise RunError(
+            f"the run in {folder.path} recorded no training path, so nothing is known of how its "
+            "documents made its predictions. Train it again with the path: longarc train "
+            f"--config {folder.config_file} --record-path --out {folder.path}-recorded"
+        )
+    return RecordedPath(folder.recorded)
