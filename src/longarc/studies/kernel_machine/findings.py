@@ -103,8 +103,8 @@ def _exact(measured: Measured) -> Finding:
         ", ".join(f"{value:.0e}" for value in measured.residuals.values()),
         all(value <= ROUNDING for value in measured.residuals.values()),
         "longarc’s: the largest |f_T − f_0 − Σ contributions − decay| over the largest "
-        f"|f_T − f_0|, {', '.join(measured.residuals)}; {measured.size.exact[0]} steps in float64, points "
-        "added on each step until nothing is missing.",
+        f"|f_T − f_0|, {', '.join(measured.residuals)}; {measured.size.exact[0]} steps in "
+        "float64, points added on each step until nothing is missing.",
     )
 
 
@@ -157,8 +157,8 @@ def _svm(measured: Measured) -> list[Finding]:
             mean + half >= 0 and mean > -2,
             f"Test accuracy on {measured.size.ledger.test} digits; difference {told(apart, '.1f')} "
             "points, paired; one with Gaussians has "
-            f"{told(share('accuracy', GAUSSIANS), '.1f')} %. Its C is cross-validated. Holds if the interval of the difference reaches zero and "
-            "its mean is above −2 points.",
+            f"{told(share('accuracy', GAUSSIANS), '.1f')} %. C is cross-validated. Holds if the "
+            "interval of the difference reaches zero and its mean is above −2 points.",
         ),
         Finding(
             "It says what the network says, more so than one that never saw the network.",

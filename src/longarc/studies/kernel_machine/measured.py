@@ -12,13 +12,14 @@ from longarc.training.progress import Reporter
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed.
+    """How much is computed: ``few_seeds`` of the neighbours, ``seeds`` of all else.
 
     ``rates`` are learning rates for the time ``time``, ``images`` to train on and ``queries`` to
     ask about for the walks, ``exact`` steps, images and queries of the exactness of all updates.
     """
 
     seeds: int
+    few_seeds: int
     rates: tuple[float, ...]
     time: float
     images: int
@@ -48,6 +49,8 @@ def measure(size: Size, reporter: Reporter) -> Measured:
         missing = residuals(*size.exact, advance)
     with reporter.task("ledger and support vectors", 4 * size.seeds) as advance:
         binary = [ledger.try_seed(size.ledger, seed, advance) for seed in range(size.seeds)]
-    with reporter.task("neighbours", 3 * size.seeds) as advance:
-        found = [neighbours.try_seed(size.neighbours, seed, advance) for seed in range(size.seeds)]
+    with reporter.task("neighbours", 3 * size.few_seeds) as advance:
+        found = [
+            neighbours.try_seed(size.neighbours, seed, advance) for seed in range(size.few_seeds)
+        ]
     return Measured(size, walks, missing, binary, found)

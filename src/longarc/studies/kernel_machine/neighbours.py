@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longarc.attribution.query import Query, measure
+from longarc.attribution.sweep import explain
 from longarc.data.licenses import read_licenses
 from longarc.errors import DataError
 from longarc.models.loading import load_tokenizer, resolve_model
@@ -116,14 +118,20 @@ def try_seed(size: NeighbourSize, seed: int, advance: Callable[[], object] = lam
             lr_scheduler_type="linear", seed=seed,
         )  # fmt: skip
         advance()
-        queries = items(data.vectors[asked])
-        terms = machine.terms(queries)
+        with torch.no_grad():
+            predicted = machine.model(data.vectors[asked])["logits"].argmax(1).numpy()
+        explained = explain(
+            machine.path, machine.model, machine.dataset, machine.collate,
+            [
+                Query({"x": vector[None]}, measure("logit", int(label)))
+                for vector, label in zip(data.vectors[asked], predicted, strict=True)
+            ],
+        )  # fmt: skip
         advance()
-        kernel = machine.kernel(queries)
+        kernel = machine.kernel(items(data.vectors[asked]))
         advance()
-    predicted = terms.final.argmax(1)
     scores = {
-        "contribution": terms.contributions[np.arange(len(asked)), predicted],
+        "contribution": np.stack([e.contributions for e in explained]),
         "path kernel": kernel,
         "embedding": (data.vectors[asked] @ data.vectors[known].T).numpy(),
         "TF-IDF": _tfidf([data.texts[i] for i in known], [data.texts[i] for i in asked]),

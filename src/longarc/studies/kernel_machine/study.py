@@ -14,6 +14,7 @@ from longarc.training.progress import Reporter
 
 FULL = Size(
     seeds=8,
+    few_seeds=5,
     rates=(0.4, 0.2, 0.1, 0.05),
     time=16.0,
     images=300,
@@ -22,10 +23,11 @@ FULL = Size(
     ledger=LedgerSize(
         train=100, test=100, asked=40, steps=40, rate=0.5, counts=(1, 5, 20), draws=20
     ),
-    neighbours=NeighbourSize(categories=5, licences=6, known=10, asked=3, epochs=5),
+    neighbours=NeighbourSize(categories=5, licences=6, known=10, asked=2, epochs=3),
 )
 QUICK = Size(
     seeds=2,
+    few_seeds=2,
     rates=(0.4, 0.2),
     time=0.8,
     images=20,
@@ -79,7 +81,8 @@ def _text(size: Size) -> Sequence[str]:
         f"added. Neighbours: a network of {HIDDEN} hidden units on vectors of the frozen MiniLM "
         f"({TOKENS} tokens) learns the category of licence texts, with AdamW; then the {TOP} "
         "nearest training texts are those of the same licence, which it was not told, or not. "
-        f"{size.seeds} seeds, each with its own data and first weights; float64 throughout.",
+        f"{size.seeds} seeds, {size.few_seeds} of the neighbours, each with its own data and first "
+        "weights; float64 throughout.",
         "± is half a 95 % interval by Student’s t over the seeds.",
     )
 
