@@ -321,6 +321,44 @@ class Run:
         )
         return found[0] if one else found
 
+    def explain_errors(
+        self,
+        count: int = 3,
+        *,
+        data: Any = None,
+        top: int = 5,
+        tolerance: float = 1e-3,
+        advance: Callable[[float], Any] | None = None,
+    ) -> list[Any]:
+        """Explain the errors that the model was surest of, and show them in the report.
+
+        Of each the margin of the predicted class over the true one, as for :meth:`explain`.
+
+        Args:
+            count: errors of the test split, at most; they share one replay.
+            data: the run's table, where it was trained on one in memory.
+            top: documents to show on either side.
+            tolerance: as for :meth:`explain`.
+            advance: is called with 1 for each step of the training.
+
+        Raises:
+            RunError: the run recorded no path, or made no error.
+            DataError: the table has changed since.
+        """
+        from longarc.attribution.errors_of_run import explain_errors
+
+        found = explain_errors(
+            self.folder,
+            self._exact_predictor(),
+            count,
+            data=data,
+            top=top,
+            tolerance=tolerance,
+            advance=advance,
+        )
+        self.report()
+        return found
+
     def kernel_machine(self, *, together: int = 32, tolerance: float = 1e-3) -> Any:
         """The model as a kernel machine over its training documents.
 

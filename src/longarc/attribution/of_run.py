@@ -30,6 +30,7 @@ def explain_run(
     texts: Sequence[str],
     *,
     label: str | None = None,
+    over: Sequence[str | None] | None = None,
     of: str = "logit",
     tolerance: float = 1e-3,
     parameters: Callable[[str], bool] | None = None,
@@ -37,6 +38,7 @@ def explain_run(
 ) -> list[Explanation]:
     """Explain what a run's model says of texts; see :meth:`longarc.Run.explain`.
 
+    ``over`` names the other class of each text's margin, in place of the strongest one.
     ``predictor`` serves the run's model. Its weights are those after all that followed the
     training; what that changed in a number is the term ``afterwards``.
     """
@@ -54,6 +56,8 @@ def explain_run(
         order = logits.argsort(descending=True).tolist()
         chosen = order[0] if label is None else space.names.index(label)
         rival = next(c for c in order if c != chosen) if len(order) > 1 else None
+        if over is not None and (named := over[i]) is not None and named != space.names[chosen]:
+            rival = space.names.index(named)
         name = f"{of} of {space.names[chosen]}"
         if of == "margin" and rival is not None:
             name += f" over {space.names[rival]}"

@@ -21,6 +21,11 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("data", type=as_typed, nargs="?", default=None, help="table of texts")
     parser.add_argument("--text", type=as_typed, default=None, help="a text, instead of a table")
     parser.add_argument(
+        "--errors", type=int, default=None,
+        help="instead: so many of the run's surest errors, the class it took over the true one; "
+        "they go into its report",
+    )  # fmt: skip
+    parser.add_argument(
         "--column", type=as_typed, default=None, help="column of texts; default: as in training"
     )
     parser.add_argument(
@@ -49,14 +54,17 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print the explanations as JSON")
     chosen = parser.parse_args(list(words))
-    if (chosen.data is None) == (chosen.text is None):
-        parser.error("name a table of texts, or give one text with --text")
+    if sum(given is not None for given in (chosen.data, chosen.text, chosen.errors)) != 1:
+        parser.error("name a table of texts, or give one text with --text, or ask for --errors 3")
+    if chosen.errors is not None and (chosen.label is not None or chosen.of != "logit"):
+        parser.error("--errors explains margins of the class that was taken: drop --label and --of")
     from pathlib import Path
 
     from longarc.api import open_run
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.errors import OptionError
     from longarc.options import check_choice, check_whole
+    from longarc.report.saved import read_explained
     from longarc.training.progress import Reporter
     from longarc.training.recorded_path import RecordedPath
 
@@ -69,14 +77,23 @@ def run(words: Sequence[str]) -> int:
         if out.exists() and not chosen.overwrite:
             raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
     opened = open_run(chosen.run)
-    texts = [chosen.text] if chosen.data is None else _read(opened, chosen)
+    texts = [] if chosen.errors is not None else _texts(opened, chosen)
     console = terminal(to_stderr=chosen.json)
     recorded = opened.folder.recorded
     steps = RecordedPath(recorded).kept if recorded.is_dir() else None
     with Reporter(console).task("replaying the training", steps) as advance:
-        found = opened.explain(
-            texts, label=chosen.label, of=chosen.of, tolerance=chosen.tolerance, advance=advance
-        )
+        if chosen.errors is not None:
+            found = opened.explain_errors(
+                check_whole("--errors", chosen.errors, at_least=1),
+                top=top,
+                tolerance=chosen.tolerance,
+                advance=advance,
+            )
+            texts = [entry["text"] for entry in read_explained(opened.folder.explanations_file)]
+        else:
+            found = opened.explain(
+                texts, label=chosen.label, of=chosen.of, tolerance=chosen.tolerance, advance=advance
+            )
     rows = [{"text": text, **e.to_dict(top)} for text, e in zip(texts, found, strict=True)]
     if out is not None:
         _write(out, opened, rows, found)
@@ -87,10 +104,15 @@ def run(words: Sequence[str]) -> int:
         _show(row, console)
     if out is not None:
         console.print(f"written  {out}", markup=False, soft_wrap=True)
+    if chosen.errors is not None:
+        report = opened.path / "report.html"
+        console.print(f"report   {report}", markup=False, soft_wrap=True)
     return 0
 
 
-def _read(opened: Any, chosen: Any) -> list[str]:
+def _texts(opened: Any, chosen: Any) -> list[str]:
+    if chosen.text is not None:
+        return [chosen.text]
     from longarc.data.examples import read_examples
     from longarc.errors import DataError
     from longarc.options import check_whole

@@ -121,10 +121,10 @@ def try_seed(size: LedgerSize, seed: int, advance: Callable[[], object] = lambda
         trained = retrain(network, start, x, y, weights, size)
         return outputs(network, trained, test_x[: size.asked])
 
-    base = again(x, y, torch.ones(1, len(x)) / len(x))[0]
+    base = again(x, y, torch.ones(1, len(x)).double() / len(x))[0]
     found, added = {}, {}
     for count, draws in chosen.items():
-        kept = torch.ones(len(draws), len(x))
+        kept = torch.ones(len(draws), len(x)).double()
         for row, ids in zip(kept, draws, strict=True):
             row[ids] = 0
         found[count] = Edits(
@@ -133,7 +133,7 @@ def try_seed(size: LedgerSize, seed: int, advance: Callable[[], object] = lambda
             again(x, y, kept / (len(x) - count)) - base,
         )
         taken = [range(d * most, d * most + count) for d in range(size.draws)]
-        both = torch.zeros(size.draws, len(x) + len(new[0]))
+        both = torch.zeros(size.draws, len(x) + len(new[0])).double()
         both[:, : len(x)] = 1
         for row, ids in zip(both, taken, strict=True):
             row[[len(x) + i for i in ids]] = 1
@@ -160,7 +160,6 @@ def retrain(
         return (weight * functional.cross_entropy(scores, y, reduction="none")).sum()
 
     slope = vmap(grad(loss))
-    weights = weights.double()
     at = {name: value.expand(len(weights), *value.shape) for name, value in start.items()}
     for _ in range(size.steps):
         found = slope(at, weights)

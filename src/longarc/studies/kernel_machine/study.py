@@ -13,8 +13,8 @@ from longarc.studies.study import StudyResult
 from longarc.training.progress import Reporter
 
 FULL = Size(
-    seeds=8,
-    few_seeds=5,
+    seeds=5,
+    few_seeds=4,
     rates=(0.4, 0.2, 0.1, 0.05),
     time=16.0,
     images=300,
