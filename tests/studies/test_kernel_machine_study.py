@@ -55,7 +55,7 @@ def test_a_walk_is_gradient_descent_and_every_rule_closes_as_the_step_shrinks():
 def test_the_walks_constant_machine_is_the_library_s(tmp_path):
     """The study's own sum over S networks side by side, and longarc.KernelMachine of one."""
     digits = digits_of(1, 10, 1)
-    walked = walk(0.2, 0.4, digits)
+    walked = walk(0.2, 0.6, digits)
     widths = (64, 32, 32, 32, 10)
     network = Network(widths, 0)
     place, flat = 0, start_weights(1).double()[0]
@@ -65,13 +65,16 @@ def test_the_walks_constant_machine_is_the_library_s(tmp_path):
             layer.weight.copy_(flat[place : place + i * o].view(i, o).T)
             place += i * o + o
     machine = train(
-        tmp_path, network, Points(digits.x[0], digits.y[0]), learning_rate=0.2, max_steps=2
+        tmp_path, network, Points(digits.x[0], digits.y[0]), learning_rate=0.2, max_steps=3
     )
     asked = items(digits.test_x[0])
     terms = machine.terms(asked)
     moved = np.abs(terms.final - terms.initial).mean()
     constant = np.abs(machine.predict(asked, constant=True) - terms.final).mean() / moved
-    assert constant == pytest.approx(float(walked.constant[0]), rel=0.02)
+    assert float(walked.missing["middle"][0]) < constant / 5  # what its one point may be off by
+    assert constant == pytest.approx(
+        float(walked.constant[0]), abs=3 * float(walked.missing["middle"][0])
+    )
 
 
 def test_training_again_with_all_examples_is_the_recorded_training(tmp_path):

@@ -91,7 +91,7 @@ class KernelMachine:
         dataset: Any,
         collate: Callable[[list[Any]], Mapping[str, Any]],
         *,
-        read: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+        read: Callable[[Sequence[Any]], Any] | None = None,
         names: Sequence[str] | None = None,
         loss: Loss | None = None,
         together: int = 32,

@@ -112,7 +112,9 @@ def _ledger(measured: Measured) -> StudyFigure:
         panel(
             "The ledger against training again",
             f"{said}.",
-            lambda width: _beside([_cloud(*side[:4], width) for side in sides], width),
+            lambda width: _beside(
+                [_cloud(title, a, b, mean, width) for title, a, b, mean, _ in sides], width
+            ),
         ),
     )
 
@@ -177,7 +179,9 @@ def _neighbours(measured: Measured) -> StudyFigure:
         panel(
             "Nearest training texts",
             f"{said}.",
-            lambda width: _beside([_shares(*side, width) for side in sides], width),
+            lambda width: _beside(
+                [_shares(title, rows, chance, width) for title, rows, chance in sides], width
+            ),
         ),
     )
 

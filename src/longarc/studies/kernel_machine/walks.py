@@ -112,7 +112,7 @@ def _constant(start: Tensor, support: Tensor, rate: float, steps: int, digits: D
     weights, found = start, torch.zeros(())
     for _ in range(steps):
         moved = -rate * slope_at(weights, digits).gradient
-        _, back = vjp(lambda w: logits(w, digits.x), weights)
+        back = vjp(lambda w: logits(w, digits.x), weights)[1]
         (pulled,) = back(support)
         found = found + _along(weights + moved / 2, pulled, digits.test_x)
         weights = weights + moved
