@@ -1,13 +1,13 @@
 """What recording a path and explaining by it cost, and how well the contributions add up.
 
-    python benchmarks/explanations.py [--documents 60] [--steps 20] [--queries 1 8 32]
+    python benchmarks/explanations.py [--documents 60] [--queries 1 8 32] [--device cuda]
 
 MiniLM with a new head on licence categories: AdamW with warm-up, linear decay, weight decay and
 clipping, dropout 0.1, float32. It is trained without a recorder and with one, then the recorder
 verifies its path, then the logits of test texts (the predicted class) are explained, so many
 together. A row for each number of queries: seconds on the clock and of the processor, also over the
-training's,
-growth of the resident peak, and the spread of the relative residual over the queries.
+training's, growth of the resident peak (on a GPU, of the peak of its allocated memory), and the
+spread of the relative residual over the queries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from longarc.data.licenses import read_licenses
 from longarc.models.loading import load_classifier, load_tokenizer
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recorded_path import RecordedPath
-from rows import append_row, peak_growth, spread
+from rows import append_row, peak_growth, peak_growth_of_gpu, spread
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure_all(Path(folder), chosen)
@@ -67,8 +68,9 @@ def measure_all(folder: Path, chosen: argparse.Namespace) -> None:
             TrainingArguments(
                 str(folder), per_device_train_batch_size=chosen.batch, max_steps=steps,
                 learning_rate=1e-4, warmup_steps=0.1, weight_decay=0.01, max_grad_norm=1.0,
-                use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True,
-                remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=10_000,
+                use_cpu=chosen.device == "cpu", save_strategy="no", report_to="none",
+                disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+                logging_steps=10_000,
             ),
             train_dataset=documents,
             data_collator=collate,
@@ -89,7 +91,7 @@ def measure_all(folder: Path, chosen: argparse.Namespace) -> None:
     model.eval()
     queries = []
     for i in range(most):
-        batch = collate([held_out[i]])
+        batch = {k: v.to(model.device) for k, v in collate([held_out[i]]).items()}
         with torch.no_grad():
             predicted = int(model(**batch).logits[0].argmax())
         queries.append(Query(batch, measure("logit", predicted)))
@@ -110,7 +112,7 @@ def measure_all(folder: Path, chosen: argparse.Namespace) -> None:
             found.extend(result)
             took.update(seconds)
 
-        growth = peak_growth(run)
+        growth = (peak_growth if chosen.device == "cpu" else peak_growth_of_gpu)(run)
         append_row(
             "explanations",
             **vars(chosen) | {"queries": number},
@@ -139,6 +141,8 @@ def timed(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
     """Seconds on the clock and of the processor, and the result."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return {
         "wall_seconds": round(time.perf_counter() - wall, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),

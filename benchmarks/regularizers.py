@@ -3,6 +3,7 @@
     python benchmarks/regularizers.py cost [--rounds 7]
     python benchmarks/regularizers.py quality --task licence-categories [--seeds 0 1 2]
     python benchmarks/regularizers.py quality --task r52 --tables TRAIN TEST
+    python benchmarks/regularizers.py rows --task r52    # of what quality measured
     python benchmarks/regularizers.py --show     # the rows so far, as the tables of docs/
 
 ``cost``: seconds of forward and backward passes of one step of 16 documents of 128 tokens, from the
@@ -11,8 +12,10 @@ round. With default options, both forms of the gradient penalties, and SAM uphil
 
 ``quality``: the training job on ``--documents`` documents, twice as many to test with, once for
 each regularizer and seed, which draws the documents. There is no validation split: the last epoch
-counts, or a probe that is kept would make all the same. Each row has the mean and the extremes over
-the seeds, and of the difference to the plain training of the same seed.
+counts, or a probe that is kept would make all the same. Each training's figures are kept in
+``--work`` as they come, and what is there is not trained again, so that an interrupted command goes
+on, and several can share the work. ``rows`` appends a row for each regularizer: the mean and the
+extremes over the seeds, and of the difference to the plain training of the same seed.
 """
 
 from __future__ import annotations
@@ -56,14 +59,15 @@ FIGURES = {
 def main() -> None:
     """Measure and append a row for each regularizer."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=["cost", "quality"], default="cost")
+    parser.add_argument("what", nargs="?", choices=["cost", "quality", "rows"], default="cost")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--task", choices=["licence-categories", "r52"], default="licence-categories"
     )
     parser.add_argument("--tables", nargs=2, metavar=("TRAIN", "TEST"), help="for r52")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--regularizers", nargs="+", default=list(REGULARIZERS))
+    parser.add_argument("--regularizers", nargs="+", default=[PLAIN, *REGULARIZERS])
+    parser.add_argument("--work", type=Path, default=Path("runs/regularizers"))
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=4)
@@ -74,6 +78,8 @@ def main() -> None:
         print(tables())
     elif chosen.what == "cost":
         cost(chosen.rounds)
+    elif chosen.what == "rows":
+        rows(chosen)
     elif chosen.task == "r52" and not chosen.tables:
         parser.error("--task r52 needs --tables TRAIN TEST")
     else:
@@ -122,7 +128,8 @@ def _plain_step(model: Any, batch: dict[str, torch.Tensor], loss: Any) -> None:
 
 def quality(chosen: argparse.Namespace) -> None:
     """Train with each regularizer on each seed's documents."""
-    found: dict[str, list[dict[str, float]]] = {}
+    folder = chosen.work / chosen.task
+    folder.mkdir(parents=True, exist_ok=True)
     for seed in chosen.seeds:
         train, test = _documents(chosen, seed)
         with tempfile.TemporaryDirectory() as temporary:
@@ -130,7 +137,10 @@ def quality(chosen: argparse.Namespace) -> None:
             for name, part in (("train", train), ("test", test)):
                 with table_writer(Path(paths[name])) as write:
                     write({"text": part.texts, "label": part.labels or []})
-            for name in (PLAIN, *chosen.regularizers):
+            for name in chosen.regularizers:
+                key = _settings(chosen, name) | {"regularizer": name, "seed": seed}
+                if any(row.items() >= key.items() for row in _measured(chosen)):
+                    continue
                 with_options = [{name: chosen.options.get(name, {})}] if name != PLAIN else None
                 start = time.perf_counter()
                 run = longarc.fit(
@@ -141,17 +151,45 @@ def quality(chosen: argparse.Namespace) -> None:
                 )  # fmt: skip
                 figures = {f: run.metrics["test"]["model"][f]["value"] for f in FIGURES}
                 figures["minutes"] = (time.perf_counter() - start) / 60
-                found.setdefault(name, []).append(figures)
-                print(chosen.task, seed, name, figures, flush=True)
-    for name, runs in found.items():
+                line = json.dumps(key | figures)
+                with (folder / "cells.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+                print(line, flush=True)
+
+
+def rows(chosen: argparse.Namespace) -> None:
+    """Append a row for each regularizer that was trained with on every seed."""
+    found = {
+        (row["regularizer"], row["seed"]): row
+        for name in {PLAIN, *chosen.regularizers}
+        for row in _measured(chosen)
+        if row.items() >= (_settings(chosen, name) | {"regularizer": name}).items()
+    }
+    for name in chosen.regularizers:
+        pairs = [(found.get((name, s)), found.get((PLAIN, s))) for s in chosen.seeds]
+        complete = [(run, plain) for run, plain in pairs if run and plain]
+        if len(complete) < len(chosen.seeds):
+            print(f"{chosen.task}: {name} was trained with on {len(complete)} of the seeds")
+            continue
         append_row(
             "regularizers-quality", task=chosen.task, regularizer=name,
-            **{f: _over_seeds([run[f] for run in runs]) for f in (*FIGURES, "minutes")},
-            gain={f: _over_seeds([r[f] - p[f] for r, p in zip(runs, found[PLAIN], strict=True)])
+            **{f: _over_seeds([run[f] for run, _ in complete]) for f in (*FIGURES, "minutes")},
+            gain={f: _over_seeds([run[f] - plain[f] for run, plain in complete])
                   for f in FIGURES},
-            options=chosen.options.get(name, {}), documents=chosen.documents,
-            max_length=chosen.max_length, epochs=chosen.epochs, seeds=chosen.seeds,
+            **_settings(chosen, name), seeds=chosen.seeds,
         )  # fmt: skip
+
+
+def _settings(chosen: argparse.Namespace, name: str) -> dict[str, Any]:
+    sizes = {k: getattr(chosen, k) for k in ("documents", "max_length", "epochs")}
+    return sizes | {"options": chosen.options.get(name, {})}
+
+
+def _measured(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    path = chosen.work / chosen.task / "cells.jsonl"
+    return (
+        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def _documents(chosen: argparse.Namespace, seed: int) -> tuple[Examples, Examples]:

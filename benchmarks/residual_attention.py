@@ -1,6 +1,6 @@
 """Time and memory of residual attention beside plain attention, the textbook and x-transformers.
 
-    python benchmarks/residual_attention.py [--quick] [--systems sdpa blocked …]
+    python benchmarks/residual_attention.py [--quick] [--systems sdpa blocked …] [--device cuda]
 
 A step is the attention of all layers of an encoder, 12 heads, without anything between: the forward
 pass, or that and the gradients of every layer's queries, keys and values. All systems see the same
@@ -15,8 +15,9 @@ materialised form in the same turn.
     x-transformers the core of its Attention, Attend with prev_attn, as residual_attn=True has it
 
 Memory is what the process's resident peak grows by in a step, the inputs and the code being there:
-outputs, gradients and all that lies between. Linux only. Sizes at which the materialised form would
-need more than --memory GiB are run without it and x-transformers.
+outputs, gradients and all that lies between (Linux only); on a GPU, what the peak of its allocated
+memory grows by. Sizes at which the materialised form would need more than --memory GiB are run
+without it and x-transformers. ``concatenated`` is longarc on a GPU, ``blocked`` needs a CPU.
 
 The peer: ``pip install x-transformers``.
 """
@@ -37,7 +38,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from longarc.models.attention.residual import concatenate, wide_attention
 from longarc.models.attention.residual_blocked import blocked_attention
-from rows import append_row, peak_growth, spread
+from rows import append_row, peak_growth, peak_growth_of_gpu, spread
 
 HEADS = 12
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small grid")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--widths", nargs="+", type=int, default=(32, 64))
     parser.add_argument("--layers", nargs="+", type=int, default=(6, 12))
@@ -58,6 +60,9 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print and append nothing")
     parser.add_argument("--peak", nargs=5, metavar=("SYSTEM", "N", "D", "LAYERS", "BACKWARD"))
     chosen = parser.parse_args()
+    torch.set_default_device(chosen.device)
+    if chosen.device == "cuda":
+        chosen.systems = [name for name in chosen.systems if name != "blocked"]
     if chosen.peak:
         name, n, d, layers, backward = chosen.peak
         print(json.dumps(peak(name, int(n), int(d), int(layers), backward == "True")))
@@ -101,8 +106,9 @@ def report(
         sizes = {"n": n, "width": d, "layers": layers, "heads": HEADS, "batch": 1}
         threads = torch.get_num_threads()
         append_row(
-            "residual-attention", **sizes, threads=threads, backward=backward, systems=figures
-        )
+            "residual-attention", **sizes, device=_device(), threads=threads, backward=backward,
+            systems=figures,
+        )  # fmt: skip
 
 
 def measure(
@@ -116,6 +122,8 @@ def measure(
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            if _device() == "cuda":
+                torch.cuda.synchronize()
             if turn:
                 found[name].append(time.perf_counter() - start)
     return found
@@ -123,7 +131,7 @@ def measure(
 
 def make_inputs(n: int, d: int, layers: int) -> tuple[Layers, Tensor]:
     """Queries, keys and values of all layers as views of (b, n, h, d), and a mask."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(_device()).manual_seed(0)
     shape = (1, n, HEADS, d)
     kinds = [
         [torch.randn(shape, generator=generator).transpose(1, 2) for _ in range(layers)]
@@ -210,7 +218,9 @@ QUADRATIC = ("materialised", "x-transformers")
 
 
 def peak_elsewhere(name: str, n: int, d: int, layers: int, backward: bool) -> float:
-    """Return the MiB that ``peak`` finds in a process of its own."""
+    """Return the MiB that ``peak`` finds, on a CPU in a process of its own."""
+    if _device() == "cuda":
+        return peak(name, n, d, layers, backward)
     sizes = [name, str(n), str(d), str(layers), str(backward)]
     command = [sys.executable, __file__, "--peak", *sizes]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -220,7 +230,12 @@ def peak_elsewhere(name: str, n: int, d: int, layers: int, backward: bool) -> fl
 def peak(name: str, n: int, d: int, layers: int, backward: bool) -> float:
     """Return by how many MiB the process's peak grows in a step, its code having been loaded."""
     step(SYSTEMS[name], *make_inputs(64, d, layers), backward)()
-    return peak_growth(step(SYSTEMS[name], *make_inputs(n, d, layers), backward))
+    measured = peak_growth if _device() == "cpu" else peak_growth_of_gpu
+    return measured(step(SYSTEMS[name], *make_inputs(n, d, layers), backward))
+
+
+def _device() -> str:
+    return torch.get_default_device().type
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def append_row(benchmark: str, **figures: Any) -> None:
         **figures,
         "cores": os.cpu_count(),
         "machine": f"{platform.machine()} {_processor()}",
+        **_gpu(),
         **{name: importlib.metadata.version(name) for name in ("longarc", "torch", "transformers")},
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -46,6 +47,22 @@ def peak_growth(call: Callable[[], object]) -> float:
     before = _resident_peak()
     call()
     return round((_resident_peak() - before) / 1024, 1)
+
+
+def peak_growth_of_gpu(call: Callable[[], object]) -> float:
+    """MiB by which the peak of the GPU's allocated memory grows in a call."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def _gpu() -> dict[str, str]:
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _resident_peak() -> int:

@@ -12,6 +12,7 @@ from longarc.cli.main import VERBS, main
 from longarc.objectives.losses.registry import LOSSES
 from longarc.objectives.regularizers.registry import REGULARIZERS
 from longarc.training.config import TrainConfig
+from longarc.training.model_defaults import PRETRAINED, RECURRENT
 from longarc.training.pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,17 @@ def test_every_option_has_its_row_and_default(field: dataclasses.Field, page: st
         assert rows[0] == "required"
     elif field.default is not None:
         assert rows[0] == field.default
+    elif page == "training.md" and field.name in PRETRAINED:
+        found = [number_or_word(part) for part in rows[0].split("; recurrent ")]
+        assert found == [PRETRAINED[field.name], RECURRENT[field.name]]
+
+
+def number_or_word(text: str) -> float | str:
+    """What a row gives as a default."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @pytest.mark.parametrize(("config", "page"), OPTIONS, ids=str)

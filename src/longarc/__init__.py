@@ -14,6 +14,7 @@ from longarc.version import __version__
 if TYPE_CHECKING:
     from longarc.api import Pretraining, Run, fit, open_run, pretrain
     from longarc.attribution.kernel_machine import KernelMachine
+    from longarc.dynamics.diagnosis import diagnose
     from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from longarc.models.attention.residual_interface import set_residual_attention
     from longarc.models.loading import load_model
     from longarc.models.positions import stretch_positions
+    from longarc.models.recurrent.config import RecurrentConfig
+    from longarc.models.recurrent.model import (
+        RecurrentForMaskedLM,
+        RecurrentForSequenceClassification,
+        RecurrentModel,
+    )
+    from longarc.models.recurrent.output_gated_gru import OutputGatedGRU
     from longarc.models.rezero import set_rezero
     from longarc.objectives.losses.asymmetric import AsymmetricLoss
     from longarc.objectives.losses.binary_cross_entropy import BinaryCrossEntropyLoss
@@ -64,6 +72,7 @@ _HOMES = {
     "Pretraining": "longarc.api",
     "Run": "longarc.api",
     "KernelMachine": "longarc.attribution.kernel_machine",
+    "diagnose": "longarc.dynamics.diagnosis",
     "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
@@ -75,6 +84,11 @@ _HOMES = {
     "set_residual_attention": "longarc.models.attention.residual_interface",
     "load_model": "longarc.models.loading",
     "stretch_positions": "longarc.models.positions",
+    "RecurrentConfig": "longarc.models.recurrent.config",
+    "RecurrentForMaskedLM": "longarc.models.recurrent.model",
+    "RecurrentForSequenceClassification": "longarc.models.recurrent.model",
+    "RecurrentModel": "longarc.models.recurrent.model",
+    "OutputGatedGRU": "longarc.models.recurrent.output_gated_gru",
     "set_rezero": "longarc.models.rezero",
     "AsymmetricLoss": "longarc.objectives.losses.asymmetric",
     "BinaryCrossEntropyLoss": "longarc.objectives.losses.binary_cross_entropy",
@@ -138,11 +152,16 @@ __all__ = [
     "ModelError",
     "MultiLabelSoftmaxLoss",
     "OptionError",
+    "OutputGatedGRU",
     "PathRecorder",
     "PretrainConfig",
     "Pretraining",
     "RDrop",
     "RadiusMarginLoss",
+    "RecurrentConfig",
+    "RecurrentForMaskedLM",
+    "RecurrentForSequenceClassification",
+    "RecurrentModel",
     "Regularizer",
     "Run",
     "RunError",
@@ -155,6 +174,7 @@ __all__ = [
     "TruncatedCrossEntropy",
     "__version__",
     "calibrate_attention",
+    "diagnose",
     "fit",
     "gradient_weight",
     "implicit_regularization",

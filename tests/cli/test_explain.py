@@ -177,8 +177,72 @@ def test_the_replay_of_a_run_is_exact(recorded, tiny_model):
     assert all(d.difference == 0 for d in drifts)
 
 
-def test_a_run_without_a_path_says_how_to_record_one(longarc, trained):
-    status, _, err = longarc("explain", trained, "--text", "a")
+def test_an_index_is_built_once_and_answers(longarc, recorded, tmp_path):
+    status, printed, err = longarc(
+        "explain", recorded, "--text", "oil pump leak", "--method", "indexed", "--json",
+        "--checkpoints", "3", "--dimensions", "512",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "rows of 1036 bytes" in err
+    assert "(3 checkpoints)" in err
+    (row,) = json.loads(printed)
+    parts = sum(row[k] for k in ("initial", "contributions", "decay", "elsewhere", "afterwards"))
+    assert parts + row["residual"] == pytest.approx(row["final"], abs=1e-6)
+    assert row["method"] == "indexed"
+    assert row["within_tolerance"] is None
+    assert row["sampling_error"] > 0
+    assert all(each["error"] > 0 for each in row["supporting"])
+    run = package.open_run(recorded)
+    exact, estimate = (run.explain("oil pump leak", method=m) for m in ("exact", "indexed"))
+    assert np.corrcoef(exact.contributions, estimate.contributions)[0, 1] > 0.8
+    assert estimate.final == pytest.approx(exact.final, abs=1e-5)
+    assert estimate.afterwards == pytest.approx(exact.afterwards, abs=1e-5)
+    assert "error" in estimate.to_pandas().columns
+    out, page = tmp_path / "all.csv", tmp_path / "page.html"
+    for file in (out, page):
+        status, printed, err = longarc(
+            "explain", recorded, "--text", "tax", "--method", "indexed", "--out", file
+        )
+        assert status == 0, err
+        assert "rows of" not in err + printed  # it is there
+        assert "sampling error of the sum" in printed
+        assert " ± 0." in printed
+    assert out.read_text().splitlines()[0].endswith("contribution,error,text")
+    assert "estimate" in page.read_text()
+
+
+def test_an_index_of_its_own(longarc, recorded):
+    index = recorded / "path" / "index"
+    status, printed, err = longarc(
+        "explain", recorded, "--build-index", "--overwrite-index", "--dimensions", "128"
+    )
+    assert status == 0, err
+    assert f"index  {index}: " in printed
+    at = (index / "index.json").stat().st_mtime_ns
+    status, printed, err = longarc("explain", recorded, "--build-index", "--json")
+    assert status == 0, err
+    told = json.loads(printed)
+    assert told["missing"] == 0
+    assert told["index"] == str(index)
+    assert (index / "index.json").stat().st_mtime_ns == at
+    status, _, err = longarc("explain", recorded, "--build-index", "--dimensions", "192")
+    assert status == 1
+    assert "dimensions 128, not 192" in err
+    with pytest.raises(OptionError, match="has its parameters from when it was built"):
+        package.open_run(recorded).explain("a", method="indexed", parameters=bool)
+
+
+def test_several_processes_cannot_replace_an_index(longarc, recorded, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    status, _, err = longarc("explain", recorded, "--build-index", "--overwrite-index")
+    assert status == 1
+    assert "cannot replace an index together" in err
+
+
+@pytest.mark.parametrize("words", [("--text", "a"), ("--build-index",)])
+def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
+    status, _, err = longarc("explain", trained, *words)
     assert status == 1
     assert f"longarc train --config {trained / 'config.yaml'} --record-path" in err
 
@@ -191,7 +255,9 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained):
         (("--text", "a", "--errors", "2"), 2, "or ask for --errors 3"),
         (("--errors", "2", "--of", "loss"), 2, "drop --label and --of"),
         (("--errors", "0"), 1, "--errors must be a whole number"),
-        (("--text", "a", "--method", "indexed"), 1, "no method 'indexed'"),
+        (("--text", "a", "--method", "index"), 1, "no method 'index'. Did you mean indexed"),
+        (("--text", "a", "--dimensions", "64"), 1, "--dimensions is for an index"),
+        (("t.csv", "--text", "a", "--build-index"), 2, "name a table of texts, or give one text"),
         (("--text", "a", "--of", "logits"), 1, "no measure 'logits'"),
         (("--text", "a", "--out", "x.pdf"), 1, "x.pdf"),
         (("--text", "a", "--top", "0"), 1, "--top must be a whole number"),

@@ -27,6 +27,7 @@ def explain_errors(
     *,
     data: Any = None,
     top: int = 5,
+    method: str = "exact",
     tolerance: float = 1e-3,
     advance: Callable[[float], Any] | None = None,
 ) -> list[Explanation]:
@@ -43,6 +44,7 @@ def explain_errors(
         predictor,
         texts,
         of="margin",
+        method=method,
         over=[p["label"] if p["label"] in names else None for p in wrong],
         tolerance=tolerance,
         advance=advance,

@@ -12,12 +12,16 @@ from longarc.errors import OptionError
 
 
 class Contribution(NamedTuple):
-    """One training example's part: its index, its label, the signed amount, and its text."""
+    """One training example's part: its index, its label, the signed amount, and its text.
+
+    ``error`` is the amount's standard error where it is an estimate.
+    """
 
     document: int
     label: str | None
     value: float
     text: str | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Explanation:
         initial: the number at the start of the training.
         final: at its end.
         contributions: (N,) of each training example; 0 for one that was never in a batch.
-        steps: (T,) the sum of the contributions of each step's examples.
+        steps: (T,) the sum of the contributions of each step's examples; of the indexed method
+            (K,), of each checkpoint's.
         decay: of weight decay.
         elsewhere: of parameters that were left out of the explanation.
         afterwards: of what changed the model after its training: a recipe's second stage, a
@@ -44,12 +49,15 @@ class Explanation:
         within: whether that bound held in every step.
         labels: (N,) names of the training examples' classes, if known.
         texts: (N,) the training examples, if known.
+        method: ``"exact"``, or ``"indexed"``: estimates from few checkpoints and projections.
+        errors: (N,) standard errors of the contributions by the projection; None where exact.
+        sum_error: the standard error of their sum.
 
     >>> e = Explanation("logit of a", 0.0, 1.0, np.array([0.8, -0.1, 0.25]), np.array([0.95]),
     ...                 decay=0.04, labels=("a", "b", "a"))
     >>> e.supporting(1), e.opposing(1)
-    ([Contribution(document=0, label='a', value=0.8, text=None)],
-     [Contribution(document=1, label='b', value=-0.1, text=None)])
+    ([Contribution(document=0, label='a', value=0.8, text=None, error=None)],
+     [Contribution(document=1, label='b', value=-0.1, text=None, error=None)])
     >>> e.by_class()
     {'a': 1.05, 'b': -0.1}
     >>> round(e.residual, 12)
@@ -69,10 +77,16 @@ class Explanation:
     within: bool = True
     labels: Sequence[str] | None = field(default=None, repr=False)
     texts: Sequence[str] | None = field(default=None, repr=False)
+    method: str = "exact"
+    errors: np.ndarray | None = field(default=None, repr=False)
+    sum_error: float = 0.0
 
     @property
     def residual(self) -> float:
-        """What no term accounts for: the quadrature's error, and rounding."""
+        """What no term accounts for: the quadrature's error, and rounding.
+
+        Of the indexed method: all that its checkpoints and projections miss.
+        """
         parts = float(self.contributions.sum()) + self.decay + self.elsewhere
         return self.final - self.initial - parts - self.afterwards
 
@@ -107,23 +121,28 @@ class Explanation:
         return self.steps
 
     def to_pandas(self) -> Any:
-        """A DataFrame of ``document``, ``label`` and ``contribution``; needs pandas."""
+        """A DataFrame of ``document``, ``label``, ``contribution``, and ``error`` if it is known.
+
+        Raises OptionError where pandas is missing.
+        """
         try:
             import pandas
         except ImportError:
             raise OptionError("to_pandas needs pandas: pip install pandas.") from None
-        return pandas.DataFrame(
-            {
-                "document": np.arange(len(self.contributions)),
-                "label": None if self.labels is None else list(self.labels),
-                "contribution": self.contributions,
-            }
-        )
+        columns = {
+            "document": np.arange(len(self.contributions)),
+            "label": None if self.labels is None else list(self.labels),
+            "contribution": self.contributions,
+        }
+        if self.errors is not None:
+            columns["error"] = self.errors
+        return pandas.DataFrame(columns)
 
     def to_dict(self, k: int = 10) -> dict[str, Any]:
         """Plain values with the k strongest on either side, for JSON."""
         found: dict[str, Any] = {
             "name": self.name,
+            "method": self.method,
             "initial": self.initial,
             "final": self.final,
             "contributions": float(self.contributions.sum()),
@@ -134,7 +153,8 @@ class Explanation:
             "relative_residual": self.relative_residual,
             "quadrature": self.quadrature,
             "tolerance": self.tolerance,
-            "within_tolerance": self.within,
+            "within_tolerance": self.within if self.method == "exact" else None,
+            "sampling_error": self.sum_error if self.errors is not None else None,
             "supporting": [c._asdict() for c in self.supporting(k)],
             "opposing": [c._asdict() for c in self.opposing(k)],
         }
@@ -149,5 +169,6 @@ class Explanation:
             if (value > 0) if above else (value < 0):
                 label = None if self.labels is None else self.labels[i]
                 text = None if self.texts is None else self.texts[i]
-                found.append(Contribution(i, label, value, text))
+                error = None if self.errors is None else float(self.errors[i])
+                found.append(Contribution(i, label, value, text, error))
         return found

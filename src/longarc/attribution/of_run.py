@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 
 from longarc.attribution.explanation import Explanation
+from longarc.attribution.index import store
+from longarc.attribution.index.answer import explain_by_index
+from longarc.attribution.index.build import Progress, build_index
 from longarc.attribution.kernel_machine import KernelMachine
 from longarc.attribution.query import MEASURES, Query, measure
 from longarc.attribution.sweep import explain
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from longarc.training.prediction import Predictor
     from longarc.training.run_folder import RunFolder
 
+METHODS = ("exact", "indexed")
+
 
 def explain_run(
     folder: RunFolder,
@@ -32,8 +38,11 @@ def explain_run(
     label: str | None = None,
     over: Sequence[str | None] | None = None,
     of: str = "logit",
+    method: str = "exact",
     tolerance: float = 1e-3,
     parameters: Callable[[str], bool] | None = None,
+    say: Callable[[str], Any] | None = None,
+    progress: Progress | None = None,
     advance: Callable[[float], Any] | None = None,
 ) -> list[Explanation]:
     """Explain what a run's model says of texts; see :meth:`longarc.Run.explain`.
@@ -43,7 +52,13 @@ def explain_run(
     training; what that changed in a number is the term ``afterwards``.
     """
     check_choice("measure", of, MEASURES)
-    path = _path_of(folder)
+    check_choice("method", method, METHODS)
+    path = _path(folder)
+    if method == "indexed" and parameters is not None:
+        raise OptionError(
+            "an index has its parameters from when it was built. Name them in build_index, or use "
+            "method='exact'."
+        )
     space = folder.labels()
     if label is not None and label not in space.names:
         raise OptionError(f"There is no label '{label}'. {close_matches(label, space.names)}")
@@ -67,17 +82,21 @@ def explain_run(
         finals.append(float(value(logits)))
     training, labels = load_training(folder.training_file)
     names = [", ".join(each) if isinstance(each, list) else each for each in labels]
-    found = explain(
-        path,
-        model,
-        Documents(training, predictor.tokenizer, length),
-        collate,
-        queries,
-        tolerance=tolerance,
-        parameters=parameters,
-        labels=names,
-        advance=advance,
-    )
+    if method == "indexed":
+        index = index_run(folder, predictor, say=say, progress=progress)
+        found = explain_by_index(index, path, model, queries, labels=names)
+    else:
+        found = explain(
+            path,
+            model,
+            Documents(training, predictor.tokenizer, length),
+            collate,
+            queries,
+            tolerance=tolerance,
+            parameters=parameters,
+            labels=names,
+            advance=advance,
+        )
     changed = folder.config().hybrid or folder.recipe().get("second_stage", {}).get("head_changed")
     return [
         dataclasses.replace(
@@ -94,7 +113,7 @@ def kernel_machine_of_run(
     folder: RunFolder, predictor: Predictor, *, together: int = 32, tolerance: float = 1e-3
 ) -> KernelMachine:
     """A run's model over its training documents; see :meth:`longarc.Run.kernel_machine`."""
-    path = _path_of(folder)
+    path = _path(folder)
     config, space, length = folder.config(), folder.labels(), predictor.max_length
     training, _ = load_training(folder.training_file)
     return KernelMachine(
@@ -116,7 +135,54 @@ def kernel_machine_of_run(
     )
 
 
-def _path_of(folder: RunFolder) -> RecordedPath:
+def index_run(
+    folder: RunFolder,
+    predictor: Predictor,
+    *,
+    checkpoints: int | None = None,
+    dimensions: int | None = None,
+    overwrite: bool = False,
+    parameters: Callable[[str], bool] | None = None,
+    say: Callable[[str], Any] | None = None,
+    progress: Progress | None = None,
+) -> store.Index:
+    """Build a run's index, go on with it, or give the one it has; see :meth:`Run.build_index`."""
+    path = _path(folder)
+    place = path.folder / "index"
+    asked: dict[str, Any] = {"checkpoints": checkpoints, "dimensions": dimensions}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if overwrite:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError(
+                "several processes cannot replace an index together: one would remove what another "
+                f"has built. Remove {place} first."
+            )
+        store.remove(place)
+    elif (place / "index.json").is_file():
+        index = store.Index(place)
+        about = index.about
+        if about["path"] == store.path_identity(path) and not (given or index.missing):
+            return index
+        # Options that are not given are those it was begun with.
+        given = {"checkpoints": about["asked"], "dimensions": about["dimensions"]} | given
+        if parameters is None:
+            parameters = set(about["parameters"]).__contains__
+    training, _ = load_training(folder.training_file)
+    length = predictor.max_length
+    return build_index(
+        path,
+        predictor.model,
+        Documents(training, predictor.tokenizer, length),
+        PaddedBatches(predictor.tokenizer, length),
+        place,
+        parameters=parameters,
+        say=say,
+        progress=progress,
+        **given,
+    )
+
+
+def _path(folder: RunFolder) -> RecordedPath:
     if not folder.recorded.is_dir():
         raise RunError(
             f"the run in {folder.path} recorded no training path, so nothing is known of how its "

@@ -57,7 +57,7 @@ def by_layers(
 
     handles = [module.register_forward_hook(watch) for module in modules]
     try:
-        with _rows_apart(model):
+        with rows_apart(model):
             logits = backward()
     finally:
         for handle in handles:
@@ -99,9 +99,7 @@ def by_forward_mode(
                 rows.append((tangent * gradient).flatten(1).sum(dim=1).detach())
         finally:
             for (module, own, _), parameter in zip(places, kept, strict=True):
-                if own in module.__dict__:
-                    delattr(module, own)
-                module._parameters[own] = parameter
+                setattr(module, own, parameter)  # recurrent layers keep a list besides
     return torch.stack(rows)
 
 
@@ -117,7 +115,7 @@ def _places(model: nn.Module, directions: Directions) -> list[tuple[nn.Module, s
 
 
 @contextmanager
-def _rows_apart(model: nn.Module) -> Iterator[None]:
+def rows_apart(model: nn.Module) -> Iterator[None]:
     """Give each example its own row where an embedding serves all with one, as positions do."""
     rows: list[int] = []
 

@@ -38,8 +38,10 @@ def run(words: Sequence[str]) -> int:
         "--of", type=str, default="logit", help="logit, margin over the next class, or loss"
     )
     parser.add_argument(
-        "--method", type=str, default="exact", help="exact: a replay of the whole training"
-    )
+        "--method", type=str, default="exact",
+        help="exact: a replay of the whole training; indexed: an estimate from projected gradients "
+        "at a few snapshots, whose index the first use builds",
+    )  # fmt: skip
     parser.add_argument("--top", type=int, default=10, help="documents to show on either side")
     parser.add_argument(
         "--tolerance",
@@ -51,49 +53,59 @@ def run(words: Sequence[str]) -> int:
         "--out", type=as_typed, default=None,
         help="file to write: .html, a page; .parquet, .csv, .tsv or .jsonl, every contribution",
     )  # fmt: skip
+    parser.add_argument(
+        "--build-index", action="store_true",
+        help="build the index, or go on with it; under torchrun each process builds its share",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoints", type=int, default=None, help="of the index: snapshots; default: 5"
+    )
+    parser.add_argument(
+        "--dimensions", type=int, default=None,
+        help="of the index: numbers for each document and snapshot; default: 1024",
+    )  # fmt: skip
+    parser.add_argument("--overwrite-index", action="store_true", help="build the index anew")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print the explanations as JSON")
     chosen = parser.parse_args(list(words))
-    if sum(given is not None for given in (chosen.data, chosen.text, chosen.errors)) != 1:
+    given = [each is not None for each in (chosen.data, chosen.text, chosen.errors)]
+    asked = any(given)
+    if sum(given) != 1 and (asked or not chosen.build_index):
         parser.error("name a table of texts, or give one text with --text, or ask for --errors 3")
     if chosen.errors is not None and (chosen.label is not None or chosen.of != "logit"):
         parser.error("--errors explains margins of the class that was taken: drop --label and --of")
     from pathlib import Path
 
     from longarc.api import open_run
+    from longarc.attribution.of_run import METHODS
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.errors import OptionError
     from longarc.options import check_choice, check_whole
-    from longarc.report.saved import read_explained
-    from longarc.training.progress import Reporter
-    from longarc.training.recorded_path import RecordedPath
 
     quiet_libraries()
-    check_choice("method", chosen.method, ("exact",))
+    check_choice("method", chosen.method, METHODS)
     top = check_whole("--top", chosen.top, at_least=1)
+    indexes = chosen.build_index or chosen.method == "indexed"
+    for name in ("checkpoints", "dimensions", "overwrite_index"):
+        if getattr(chosen, name) and not indexes:
+            word = name.replace("_", "-")
+            raise OptionError(f"--{word} is for an index: add --build-index or --method indexed.")
     out = None if chosen.out is None else Path(chosen.out).expanduser()
     if out is not None:
         _check_writable(out)
         if out.exists() and not chosen.overwrite:
             raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
     opened = open_run(chosen.run)
-    texts = [] if chosen.errors is not None else _texts(opened, chosen)
+    texts = _texts(opened, chosen)
     console = terminal(to_stderr=chosen.json)
-    recorded = opened.folder.recorded
-    steps = RecordedPath(recorded).kept if recorded.is_dir() else None
-    with Reporter(console).task("replaying the training", steps) as advance:
-        if chosen.errors is not None:
-            found = opened.explain_errors(
-                check_whole("--errors", chosen.errors, at_least=1),
-                top=top,
-                tolerance=chosen.tolerance,
-                advance=advance,
-            )
-            texts = [entry["text"] for entry in read_explained(opened.folder.explanations_file)]
-        else:
-            found = opened.explain(
-                texts, label=chosen.label, of=chosen.of, tolerance=chosen.tolerance, advance=advance
-            )
+    if indexes:
+        index = _index(opened, chosen, console)
+        if not asked:
+            return _tell_index(index, chosen, console)
+    if chosen.errors is None:
+        found = _explain(opened, texts, chosen, console)
+    else:
+        texts, found = _explain_errors(opened, top, chosen, console)
     rows = [{"text": text, **e.to_dict(top)} for text, e in zip(texts, found, strict=True)]
     if out is not None:
         _write(out, opened, rows, found)
@@ -110,9 +122,87 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def _index(opened: Any, chosen: Any, console: Any) -> Any:
+    import os
+
+    import torch
+
+    from longarc.training.progress import Reporter
+    from longarc.training.trainer import is_main_process
+
+    if "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        mine = int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count()
+        torch.accelerator.set_device_index(mine)
+    reporter = Reporter(console if is_main_process() else None)
+    return opened.build_index(
+        checkpoints=chosen.checkpoints,
+        dimensions=chosen.dimensions,
+        overwrite=chosen.overwrite_index,
+        say=reporter.say,
+        progress=lambda rows: reporter.task("indexing the documents", rows),
+    )
+
+
+def _tell_index(index: Any, chosen: Any, console: Any) -> int:
+    from longarc.training.trainer import is_main_process
+
+    if not is_main_process():
+        return 0
+    told = {
+        "index": str(index.folder),
+        "rows": index.rows,
+        "checkpoints": [checkpoint.step for checkpoint in index.checkpoints],
+        "parts": len(index.parts),
+        "missing": len(index.missing),
+    }
+    if chosen.json:
+        print(json.dumps(told, ensure_ascii=False))
+        return 0
+    console.print(
+        f"index  {told['index']}: {told['rows']} rows of {len(told['checkpoints'])} checkpoints"
+        + (f", {told['missing']} of {told['parts']} parts missing" if told["missing"] else ""),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _explain(opened: Any, texts: list[str], chosen: Any, console: Any) -> list[Any]:
+    options = {"label": chosen.label, "of": chosen.of, "method": chosen.method}
+    with _replay(opened, chosen, console) as advance:
+        return opened.explain(texts, tolerance=chosen.tolerance, advance=advance, **options)
+
+
+def _replay(opened: Any, chosen: Any, console: Any) -> Any:
+    """Progress over the steps of the path; none where an index answers."""
+    from contextlib import nullcontext
+
+    from longarc.training.progress import Reporter
+    from longarc.training.recorded_path import RecordedPath
+
+    if chosen.method == "indexed":
+        return nullcontext()
+    recorded = opened.folder.recorded
+    steps = RecordedPath(recorded).kept if recorded.is_dir() else None
+    return Reporter(console).task("replaying the training", steps)
+
+
+def _explain_errors(
+    opened: Any, top: int, chosen: Any, console: Any
+) -> tuple[list[str], list[Any]]:
+    from longarc.report.saved import read_explained
+
+    options = {"top": top, "method": chosen.method, "tolerance": chosen.tolerance}
+    with _replay(opened, chosen, console) as advance:
+        found = opened.explain_errors(chosen.errors, advance=advance, **options)
+    entries = read_explained(opened.folder.explanations_file)
+    return [entry["text"] for entry in entries], found
+
+
 def _texts(opened: Any, chosen: Any) -> list[str]:
-    if chosen.text is not None:
-        return [chosen.text]
+    if chosen.data is None:
+        return [] if chosen.text is None else [chosen.text]
     from longarc.data.examples import read_examples
     from longarc.errors import DataError
     from longarc.options import check_whole
@@ -152,6 +242,7 @@ def _write(out: Any, opened: Any, rows: list[dict[str, Any]], found: list[Any]) 
                     "document": list(range(n)),
                     "label": list(e.labels),
                     "contribution": e.contributions.tolist(),
+                    **({} if e.errors is None else {"error": e.errors.tolist()}),
                     "text": list(e.texts),
                 }
             )
@@ -170,6 +261,10 @@ def _show(row: dict[str, Any], console: Any) -> None:
         + (f", {row['afterwards']:+.3f} after the training" if row["afterwards"] else "")
         + f", {row['residual']:+.1e} residual: {row['final']:.3f}"
     )
+    if row["method"] == "indexed":
+        say(
+            f"  estimated at few checkpoints; sampling error of the sum {row['sampling_error']:.1e}"
+        )
     if not row["supporting"] and not row["opposing"]:
         say(
             "  no document moved it: the model is as it was before its first step (a linear probe?)"
@@ -178,7 +273,8 @@ def _show(row: dict[str, Any], console: Any) -> None:
         if row[side]:
             say(f"  {title}")
         for each in row[side]:
-            say(f"  {each['value']:+9.4f}  {each['label']}: {_cut(each['text'], 60)}")
+            error = "" if each["error"] is None else f" ± {each['error']:.4f}"
+            say(f"  {each['value']:+9.4f}{error}  {each['label']}: {_cut(each['text'], 60)}")
 
 
 def _cut(text: str, length: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from longarc.errors import ModelError, close_matches
+from longarc.models.recurrent.options import CELLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,8 @@ def resolve_model(name: str | Path) -> str:
     Raises :class:`~longarc.errors.ModelError` for anything else, with the close matches.
     """
     name = str(name)
+    if name in CELLS:
+        raise ModelError(f"{name} is an architecture to train from scratch, with no weights yet.")
     if name in PACKAGED:
         package, hub_id = PACKAGED[name]
         spec = importlib.util.find_spec(package)
@@ -56,8 +59,24 @@ def resolve_model(name: str | Path) -> str:
     near = sorted(str(config.parent) for config in configs)[:20]
     raise ModelError(
         f"no model '{name}': expected a folder with config.json, a Hub id such as "
-        f"owner/name, or a packaged model. {close_matches(name, [*PACKAGED, *near])}"
+        f"owner/name, a packaged model, or a cell to train from scratch. "
+        f"{close_matches(name, [*PACKAGED, *CELLS, *near])}"
     )
+
+
+def is_recurrent(name: str | Path) -> bool:
+    """Whether a model's name is that of a cell, or a folder holds a recurrent encoder.
+
+    >>> is_recurrent("lstm"), is_recurrent("minilm")
+    (True, False)
+    """
+    if str(name) in CELLS:
+        return True
+    try:
+        config = Path(name).expanduser() / "config.json"
+        return json.loads(config.read_text(encoding="utf-8"))["model_type"] == _RECURRENT
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return False
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -84,7 +103,7 @@ def load_classifier(
     *,
     labels: tuple[str, ...],
     multi_label: bool = False,
-    pooling: Pooling = "mean",
+    pooling: str = "mean",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A pretrained encoder with a new classification head for ``labels``.
@@ -92,7 +111,8 @@ def load_classifier(
     ``pooling="mean"`` gives longarc's head on any encoder; ``"cls"`` gives transformers' own head
     for the architecture, so that plain transformers opens the result. Weights come from safetensors
     only. The encoder is loaded in float32: mixed precision keeps float32 weights. A classifier that
-    longarc saved gives its encoder, with the positions and the attention that it has.
+    longarc saved gives its encoder, with the positions and the attention that it has. A recurrent
+    encoder has a head of its own, with its own poolings.
 
     Raises :class:`~longarc.errors.ModelError` when the model cannot be found or has no such head.
     """
@@ -100,17 +120,11 @@ def load_classifier(
 
     from longarc.models.changed import changed_settings
     from longarc.models.mean_pooled import MeanPooledConfig, from_encoder
+    from longarc.models.recurrent.config import RecurrentConfig
 
     source = resolve_model(name)
-    head: dict[str, Any] = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": "multi_label_classification"
-        if multi_label
-        else "single_label_classification",
-    }
-    if pooling == "mean":
+    head = head_settings(labels, multi_label=multi_label)
+    if pooling == "mean" and not is_recurrent(source):
         return from_encoder(load_encoder(source, trust_remote_code=trust_remote_code), **head)
     with readable_errors(source):
         if changed_settings(source):
@@ -124,6 +138,8 @@ def load_classifier(
                 f"{source} was trained with mean pooling and has no head on the first token. "
                 "Use --pooling mean."
             )
+        if isinstance(config, RecurrentConfig):
+            head["pooling"] = pooling
         model, found = AutoModelForSequenceClassification.from_pretrained(
             source,
             ignore_mismatched_sizes=True,
@@ -137,6 +153,17 @@ def load_classifier(
         return model
 
 
+def head_settings(labels: tuple[str, ...], *, multi_label: bool) -> dict[str, Any]:
+    """What a classifier's configuration says of its labels."""
+    kind = "multi_label" if multi_label else "single_label"
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": f"{kind}_classification",
+    }
+
+
 def load_encoder(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A pretrained encoder alone, in float32.
 
@@ -148,6 +175,7 @@ def load_encoder(name: str | Path, *, trust_remote_code: bool = False) -> PreTra
     """
     from transformers import AutoConfig, AutoModel
 
+    import longarc.models.recurrent.model  # noqa: F401  (registers the classes)
     from longarc.models.changed import changed_settings, open_changed
     from longarc.models.mean_pooled import MeanPooledConfig
 
@@ -181,6 +209,7 @@ def load_masked_lm(name: str | Path) -> PreTrainedModel:
     """
     from transformers import AutoModelForMaskedLM
 
+    import longarc.models.recurrent.model  # noqa: F401  (registers the classes)
     from longarc.models.changed import changed_settings
 
     source = resolve_model(name)
@@ -201,23 +230,28 @@ def load_masked_lm(name: str | Path) -> PreTrainedModel:
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Open a classifier that longarc saved, whichever head it has, in evaluation mode.
 
-    One with stretched positions or another attention opens with both, as whatever it was saved as:
-    a classifier, a bare encoder, a masked language model.
+    One with stretched positions or another attention, or a recurrent one, opens as whatever it was
+    saved as: a classifier, a bare encoder, a masked language model.
 
     ``path`` is a run's ``model/`` folder, the run folder itself, or a Hub id.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
     import longarc.models.mean_pooled  # noqa: F401  (registers the class)
     from longarc.models.changed import changed_settings, open_changed
+    from longarc.models.recurrent import model as recurrent
 
     folder = Path(path)
     source = resolve_model(folder / "model" if (folder / "labels.json").is_file() else path)
     with readable_errors(source):
         if settings := changed_settings(source):
             return open_changed(source, settings).eval()
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        saved, _ = PreTrainedConfig.get_config_dict(source)
+        architecture: Any = AutoModelForSequenceClassification
+        if saved.get("model_type") == _RECURRENT:
+            architecture = getattr(recurrent, (saved.get("architectures") or [""])[0], architecture)
+        model, found = architecture.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,
@@ -230,6 +264,7 @@ def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrain
 
 _PREFIX = "longarc-"  # record.PREFIX, without importing transformers
 _MEAN_POOLED = "longarc-mean-pooled"
+_RECURRENT = "longarc-recurrent"
 
 
 def refuse_missing(source: str, names: Iterable[str], *, pooler: bool = False) -> None:
@@ -250,6 +285,8 @@ def usable_length(source: str | Path, *, trust_remote_code: bool = False) -> int
 
     RoBERTa's family keeps two rows of its table for padding, so 514 rows carry 512 tokens.
     """
+    if str(source) in CELLS:
+        return None
     config = Path(resolve_model(source)) / "config.json"
     if config.is_file():
         with readable_errors(str(source)):

@@ -64,6 +64,12 @@ STUDIES: dict[str, StudyInfo] = {
         seconds=7200,
         takes=("tables", "reporter"),
     ),
+    "rnn": StudyInfo(
+        "longarc.studies.rnn.study:rnn",
+        "recurrent cells: bounds, gates and the Jacobian's terms, from exercises to texts",
+        seconds=1500,
+        takes=("tables", "reporter"),
+    ),
     "simsiam": StudyInfo(
         "longarc.studies.simsiam:simsiam",
         "why SimSiam does not collapse: two numbers, every ablation, the mean view as target",
@@ -100,7 +106,7 @@ def run_study(
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, kernel-machine, learning-rate, performer, positions, realformer, simsiam.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, kernel-machine, learning-rate, performer, positions, realformer, rnn, simsiam.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longarc.errors import OptionError
+from longarc.training.model_defaults import AnyPooling, check_fits_model, default_of, fill_in
 from longarc.training.option_fields import (
     check_choices,
     check_kinds,
@@ -55,7 +56,19 @@ class TrainConfig:
     )
     limit: int | None = option(None, "use only this many rows of DATA, drawn at random")
 
-    model: str = option("minilm", "encoder: minilm (packaged), a local folder or a Hub id")
+    model: str = option(
+        "minilm",
+        "encoder: minilm (packaged), a local folder or a Hub id; or rnn, relu-rnn, lstm, gru or "
+        "output-gated-gru, from scratch",
+    )
+    model_options: dict | None = option(
+        None, 'options of a model from scratch, e.g. \'{"cell_size": 128, "layers": 2}\''
+    )
+    embeddings: str | None = option(
+        None,
+        "pretrained encoder whose token vectors a model from scratch starts with, such as minilm; "
+        "default: random ones",
+    )
     max_length: int | None = option(
         None, "tokens of a document that are read; default: what the model allows, up to 512"
     )
@@ -80,11 +93,15 @@ class TrainConfig:
         "add each layer's attention scores to the next one's; gated: as much as is learnt, from 0 "
         "on, for pretrained models",
     )
-    pooling: Literal["mean", "cls"] = option(
-        "mean", "document vector: mean of tokens, or transformers' own head on the first token"
+    pooling: AnyPooling = option(
+        None,
+        "document vector: mean of tokens, or transformers' own head on the first token (cls); of a "
+        "recurrent model mean, max (its default), attention, max-attention, or the last states",
     )
     head_start: Literal["probe", "scratch"] = option(
-        "probe", "start the head from a linear probe on the frozen encoder, or at random"
+        None,
+        "start the head from a linear probe on the frozen encoder, or at random; default: probe, of "
+        "a recurrent model scratch",
     )
     freeze: bool = option(
         False, "train the probe alone and leave the encoder as it is (about a minute on a CPU)"
@@ -114,19 +131,32 @@ class TrainConfig:
         "'fgm, {flooding: {level: 0.1}}'",
     )
 
-    epochs: float = option(3, "passes over the training data, at most")
-    batch_size: int = option(16, "documents in a step on one device")
+    epochs: float = option(
+        None, f"passes over the training data, at most; default: {default_of('epochs')}"
+    )
+    batch_size: int = option(
+        None, f"documents in a step on one device; default: {default_of('batch_size')}"
+    )
     accumulation: int = option(1, "batches summed into one update")
-    learning_rate: float = option(1e-4, "peak step size of the encoder's last layer")
+    learning_rate: float | Literal["auto"] = option(
+        None,
+        "peak step size of the encoder's last layer, or auto: what longarc lr would recommend; "
+        f"default: {default_of('learning_rate')}",
+    )
     head_learning_rate: float | None = option(
         None, "peak step size of the head; default: as learning_rate"
     )
-    layer_decay: float = option(0.9, "factor on the step size for each layer further down")
+    layer_decay: float = option(
+        None,
+        f"factor on the step size for each layer further down; default: {default_of('layer_decay')}",
+    )
     weight_decay: float = option(0.01, "decoupled weight decay")
     warmup: float = option(0.1, "part of the steps over which the step size rises")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 for never")
     patience: int = option(
-        3, "stop after this many epochs without a better validation macro-F1; 0 for never"
+        None,
+        "stop after this many epochs without a better validation macro-F1; 0 for never; default: "
+        f"{default_of('patience')}",
     )
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto", "auto: bfloat16 arithmetic where the machine has it, float32 weights always"
@@ -161,6 +191,9 @@ class TrainConfig:
         False, "run Python code that comes with the model: only for a model you trust"
     )
 
+    def __post_init__(self) -> None:
+        fill_in(self)
+
     def validate(self) -> None:
         """Refuse values of the wrong kind or out of range, before any work: OptionError."""
         check_kinds(self)
@@ -174,8 +207,12 @@ class TrainConfig:
             "recipe_tau": (-10, 10), "hybrid": (0, None), "position_alpha": (0, 1),
             "attention_minutes": (0, None), "path_budget": (0, None),
         }  # fmt: skip
+        if self.learning_rate == "auto":
+            del ranges["learning_rate"]
+            self._refuse_search()
         check_ranges(self, ranges)
         check_choices(self)
+        check_fits_model(self)
         if self.freeze and self.head_start == "scratch":
             raise OptionError(
                 "--freeze trains the probe alone, so --head-start scratch leaves nothing to do. "
@@ -231,6 +268,21 @@ class TrainConfig:
             raise OptionError(
                 f"{named} needs a validation split, and --validation-fraction is 0. Drop it, {fix}"
             )
+
+    def _refuse_search(self) -> None:
+        """What leaves --learning-rate auto nothing to search, or nothing to choose by."""
+        for name, applies, why in (
+            ("--freeze", self.freeze, "takes no training steps"),
+            ("--epochs 0", not self.epochs, "takes no training steps"),
+            ("--head-learning-rate", self.head_learning_rate is not None,
+             "has a rate of its own, and one is searched for all"),
+            ("--validation-fraction 0", not self.validates, "leaves no documents to choose on"),
+        ):  # fmt: skip
+            if applies:
+                raise OptionError(
+                    f"--learning-rate auto and {name} exclude each other: {name} {why}. Drop one of "
+                    "them."
+                )
 
     def _refuse_unrecordable(self) -> None:
         """What the recorder would refuse, before any work; it says why at more length."""

@@ -10,9 +10,11 @@ from longarc.files import write_json
 from longarc.models.attention.calibration import calibrate_attention
 from longarc.models.attention.interface import set_attention
 from longarc.models.attention.residual_interface import set_residual_attention
-from longarc.models.loading import load_classifier
+from longarc.models.loading import head_settings, load_classifier
 from longarc.models.positions import stretch_positions
 from longarc.models.record import recorded_changes
+from longarc.models.recurrent.options import CELLS
+from longarc.models.recurrent.scratch import scratch_classifier
 from longarc.training.config import TrainConfig
 from longarc.training.preparation import Prepared
 from longarc.training.progress import Reporter
@@ -28,12 +30,23 @@ def starting_model(
 ) -> PreTrainedModel:
     """Load the encoder, stretch its positions and change its attention as the options say.
 
+    One from scratch is drawn from torch's random state.
+
     ``tokenizer`` learns of the new length.
 
     Raises:
         ModelError: a model that cannot be found, stretched, or have its attention changed.
         OptionError: lengths or options that do not fit the model.
     """
+    if config.model in CELLS:
+        return scratch_classifier(
+            config.model,
+            tokenizer,
+            pooling=config.pooling,
+            options=config.model_options,
+            embeddings=config.embeddings,
+            **head_settings(space.names, multi_label=space.multi_label),
+        )
     model = load_classifier(
         config.model,
         labels=space.names,

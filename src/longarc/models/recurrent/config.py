@@ -10,6 +10,8 @@ from longarc.errors import OptionError
 from longarc.models.recurrent.options import Cell, Pooling
 from longarc.options import check_choice, check_flag, check_number, check_whole
 
+_SHARES = ("embedding_dropout", "layer_dropout", "word_dropout", "classifier_dropout")
+
 
 class RecurrentConfig(PreTrainedConfig):
     """Token embeddings, layers of a recurrent cell in one or both directions, a pooling.
@@ -24,10 +26,12 @@ class RecurrentConfig(PreTrainedConfig):
         bidirectional: read each document from both ends.
         pooling: a document's vector: ``last``, the states at the ends of the reading; ``mean`` or
             ``max`` over tokens; ``attention``, a mean weighted by a learnt query (Yang et al. 2016,
-            "Hierarchical attention networks").
+            "Hierarchical attention networks"); ``max-attention``, both side by side.
         embedding_dropout, layer_dropout: variational: one draw a document, the same at each step,
             on the embeddings and on what enters each further layer (Gal & Ghahramani 2016, arXiv
             1512.05287).
+        word_dropout: share of a document's tokens whose vector is 0 in training, as an unknown
+            word's would be.
         classifier_dropout: on the document's vector.
         forget_bias: at the start, of the LSTM's forget gate: 1, so that it remembers before it has
             learnt to (Jozefowicz et al. 2015).
@@ -49,6 +53,7 @@ class RecurrentConfig(PreTrainedConfig):
     pooling: str = "max"
     embedding_dropout: float = 0.3
     layer_dropout: float = 0.3
+    word_dropout: float = 0.0
     classifier_dropout: float = 0.3
     forget_bias: float = 1.0
     initializer_range: float = 0.02
@@ -61,7 +66,7 @@ class RecurrentConfig(PreTrainedConfig):
             check_choice("pooling", self.pooling, get_args(Pooling))
             for name in ("vocab_size", "embedding_size", "cell_size", "num_hidden_layers"):
                 check_whole(name, getattr(self, name), at_least=1)
-            for name in ("embedding_dropout", "layer_dropout", "classifier_dropout"):
+            for name in _SHARES:
                 check_number(name, getattr(self, name), below=1.0)
             check_flag("bidirectional", self.bidirectional)
         except OptionError as error:

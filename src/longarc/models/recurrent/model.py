@@ -67,6 +67,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         self.embeddings = nn.Embedding(
             config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id
         )
+        self.word_dropout = WordDropout(config.word_dropout)
         self.embedding_dropout = VariationalDropout(config.embedding_dropout)
         self.layer_dropout = VariationalDropout(config.layer_dropout)
         self.layers = nn.ModuleList(
@@ -119,7 +120,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
             found = found.masked_fill(~present[..., None], 0.0)
             return found if back is None else take(found, back)
 
-        states = self.embedding_dropout(states)
+        states = self.embedding_dropout(self.word_dropout(states))
         every = [padded(states)] if output_hidden_states else []
         for i, layer in enumerate(self.layers):
             states = layer(self.layer_dropout(states) if i else states, mirror)
@@ -143,7 +144,7 @@ class RecurrentForSequenceClassification(RecurrentPreTrainedModel):
         self.recurrent = RecurrentModel(config)
         self.pooling = RecurrentPooling(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
+        self.classifier = nn.Linear(self.pooling.width, config.num_labels or 0)
         self.post_init()
 
     def forward(
@@ -236,6 +237,19 @@ class VariationalDropout(nn.Module):
     def extra_repr(self) -> str:
         """The part that is left out."""
         return f"p={self.p}"
+
+
+class WordDropout(VariationalDropout):
+    """Whole tokens left out, each with the same chance: (b, n, d) → (b, n, d).
+
+    The others are not scaled up: a zero vector stands for an unknown word, which may be met in use.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Zeros in place of some vectors."""
+        if not self.training or not self.p:
+            return states
+        return states * (torch.rand_like(states[..., :1]) >= self.p)
 
 
 AutoConfig.register("longarc-recurrent", RecurrentConfig)
