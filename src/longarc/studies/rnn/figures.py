@@ -57,7 +57,7 @@ def figures(measured: Measured) -> list[StudyFigure]:
             "starts",
             "What is learnt from each start",
             "Score on the exercise of recall by what the orthogonal U is multiplied by at the "
-            "start; the band is a 95 % interval over seeds.",
+            "start; the band is the range over seeds.",
             "share right",
             lambda outcome: outcome.score,
         ),
@@ -66,7 +66,7 @@ def figures(measured: Measured) -> list[StudyFigure]:
             "growth",
             "Growth of the gradient at the start",
             "By how many nats a step the gradient grows on its way back, before any training: "
-            "below 0 it vanishes, above it explodes.",
+            "below 0 it vanishes, above it explodes; the band is the range over seeds.",
             "nats a step",
             lambda outcome: finite(outcome.first.growth),
         ),
@@ -172,7 +172,7 @@ def _starts(
     for variant, by_scale in measured.starts.items():
         for scale, runs in by_scale.items():
             rows.append(
-                {"who": NAMES[variant], "x": scale, **_with_interval([value(r) for r in runs])}
+                {"who": NAMES[variant], "x": scale, **_with_range([value(r) for r in runs])}
             )
         own = [row["y"] for row in rows if row["who"] == NAMES[variant]]
         said.append(f"{NAMES[variant]} {', '.join(f'{y:.2f}' for y in own)}")
@@ -196,14 +196,14 @@ def _adding(measured: Measured) -> StudyFigure:
     for cell in CELLS:
         runs = measured.add[cell][longest]
         for step in runs[0].scores:
-            found = _with_interval([run.scores[step] for run in runs])
+            found = _with_range([run.scores[step] for run in runs])
             rows.append({"who": NAMES[cell], "x": step, **found})
     ends = {row["who"]: row["y"] for row in rows}
     said = ", ".join(f"{who} {y:.2f}" for who, y in ends.items())
     return StudyFigure(
         "adding",
-        f"Share of sums within 0.1 over the training, two numbers among {longest}; the band is a "
-        "95 % interval over seeds.",
+        f"Share of sums within 0.1 over the training, two numbers among {longest}; the band is "
+        "the range over seeds.",
         panel(
             f"Adding two of {longest} numbers",
             f"Share of sums within 0.1 after the last batch: {said}.",
@@ -281,6 +281,10 @@ def _accuracies(measured: Measured) -> StudyFigure:
     )
 
 
+def _with_range(values: Sequence[float]) -> dict[str, float]:
+    return {"y": sum(values) / len(values), "low": min(values), "high": max(values)}
+
+
 def _with_interval(values: Sequence[float]) -> dict[str, float]:
     mean, half = interval(values)
     return {"y": mean, "low": mean - half, "high": mean + half}
@@ -304,7 +308,10 @@ def _lines(
     across = alt.Scale(type="log" if log_x else "linear", domain=ends, nice=False)
     up = alt.Scale(type="log") if log_y else alt.Scale(zero=False)
     axis = alt.Axis(
-        grid=False, format="~g", tickCount=5, values=alt.Undefined if ticks is None else ticks
+        grid=False,
+        format="~g" if log_x else ",d",
+        tickCount=5,
+        values=alt.Undefined if ticks is None else ticks,
     )
     base = alt.Chart(data_of(rows)).encode(
         x=alt.X("x:Q", title=x, scale=across, axis=axis), color=_colour(alt, names, COLOURS, width)
