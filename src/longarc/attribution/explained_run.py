@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,11 @@ class ExplainedRun:
     """The part of :class:`longarc.Run` that asks the recorded path."""
 
     folder: RunFolder
-    predictor: Predictor
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model with its tokenizer."""
+        raise NotImplementedError
 
     def report(self) -> Path:
         """Write the run's report."""
