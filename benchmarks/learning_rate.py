@@ -39,7 +39,7 @@ from longarc.training.prediction import chosen_device
 from rows import RESULTS, append_row
 
 TASKS = ("licence-categories", "licence-keys", "r52")
-GRID = [float(f"{1e-5 * 10 ** (3 * i / 8):.1e}") for i in range(9)]
+LOWEST, HIGHEST = 1e-5, 1e-2
 FINDER = {"start": 1e-7, "end": 10.0, "steps": 100, "skip_start": 10, "skip_end": 5}
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--head-start", choices=["probe", "scratch"], default="probe")
     parser.add_argument("--loss", default="logit-adjusted")
+    parser.add_argument("--points", type=int, default=9, help="of the grid")
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--fraction", type=float, default=0.2)
     parser.add_argument("--show", action="store_true", help="print the table and train nothing")
@@ -106,9 +107,11 @@ def measure(chosen: argparse.Namespace, seed: int) -> None:
         seconds = run.metrics["seconds"]["training"]
         return figures | {"seconds": seconds, "all": round(time.perf_counter() - started, 1)}
 
+    ratio = (HIGHEST / LOWEST) ** (1 / (chosen.points - 1))
+    grid = [float(f"{LOWEST * ratio**i:.1e}") for i in range(chosen.points)]
     how_far = f"search {chosen.candidates} {chosen.fraction:g}"
     found = kept.measured(how_far, search)
-    runs = {rate: kept.measured(f"train {rate:g}", lambda r=rate: trained(r)) for rate in GRID}
+    runs = {rate: kept.measured(f"train {rate:g}", lambda r=rate: trained(r)) for rate in grid}
     mine = kept.measured(f"train {found['recommended']:g}", lambda: trained(found["recommended"]))
     finder = kept.measured("torch-lr-finder", lambda: suggested(train, chosen, seed))
     theirs = None
@@ -116,8 +119,8 @@ def measure(chosen: argparse.Namespace, seed: int) -> None:
         theirs = kept.measured(
             f"train {finder['suggested']:g}", lambda: trained(finder["suggested"])
         )
-    best = max(GRID, key=lambda rate: runs[rate]["test"])
-    by_validation = max(GRID, key=lambda rate: runs[rate]["validation"])
+    best = max(grid, key=lambda rate: runs[rate]["test"])
+    by_validation = max(grid, key=lambda rate: runs[rate]["validation"])
     append_row(
         "learning-rate",
         task=chosen.task,
@@ -129,7 +132,7 @@ def measure(chosen: argparse.Namespace, seed: int) -> None:
         points_below=round(100 * (runs[best]["test"] - mine["test"]), 2),
         chosen_by_validation=by_validation,
         macro_f1_by_validation=round(runs[by_validation]["test"], 4),
-        cost_steps=round(found["cost_steps"] / (len(GRID) * found["run_steps"]), 4),
+        cost_steps=round(found["cost_steps"] / (len(grid) * found["run_steps"]), 4),
         cost_seconds=round(found["seconds"] / sum(run["seconds"] for run in runs.values()), 4),
         grid={f"{rate:g}": round(run["test"], 4) for rate, run in runs.items()},
         torch_lr_finder=finder.get("suggested"),

@@ -13,6 +13,7 @@ from longarc.version import __version__
 
 if TYPE_CHECKING:
     from longarc.api import Pretraining, Run, fit, open_run, pretrain
+    from longarc.attribution.kernel_machine import KernelMachine
     from longarc.dynamics.diagnosis import diagnose
     from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
@@ -70,6 +71,7 @@ _HOMES = {
     "pretrain": "longarc.api",
     "Pretraining": "longarc.api",
     "Run": "longarc.api",
+    "KernelMachine": "longarc.attribution.kernel_machine",
     "diagnose": "longarc.dynamics.diagnosis",
     "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
@@ -143,6 +145,7 @@ __all__ = [
     "FreeLB",
     "GradientPenalty",
     "InputGradientPenalty",
+    "KernelMachine",
     "LDAMLoss",
     "LogitAdjustedLoss",
     "LongarcError",

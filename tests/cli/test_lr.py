@@ -52,7 +52,7 @@ def test_lr_prints_and_writes_what_it_found(longarc, tickets, tiny_model, tmp_pa
     assert len(found["candidates"]) == 1
     assert found["recommended"] in [row["learning_rate"] for row in found["candidates"]]
     page = (out / "lr.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     assert "&lt;b&gt;&amp;.csv" in page
     assert "<b>" not in page
     assert "<script" not in page

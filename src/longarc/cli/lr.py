@@ -83,8 +83,25 @@ def run(words: Sequence[str]) -> int:
     if page is not None:
         console.print(f"page     {page}", **plain)
     rate = f"{found['recommended']:g}"
-    command = shown_command(
-        "longarc", "train", config.data, "…", "--learning-rate", rate, "--out", "runs/NAME"
-    )
-    console.print(f"train    {command}", **plain)
+    given = [*of_training(words), "--learning-rate", rate, "--out", "runs/NAME"]
+    console.print(f"train    {shown_command('longarc', 'train', *given)}", **plain)
     return 0
+
+
+def of_training(words: Sequence[str]) -> list[str]:
+    """The words of a command that ``longarc train`` takes too.
+
+    >>> of_training(["t.csv", "--candidates", "3", "--json", "--loss=focal", "--out=runs/rates"])
+    ['t.csv', '--loss=focal']
+    """
+    kept: list[str] = []
+    values = 0
+    for word in words:
+        name, _, value = word.partition("=")
+        if values:
+            values -= 1
+        elif name in ("--candidates", "--fraction", "--out"):
+            values = 0 if value else 1
+        elif name not in ("--overwrite", "--json"):
+            kept.append(word)
+    return kept

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from longarc.errors import RunError
 from longarc.files import write_text
-from longarc.report import charts, training_charts
+from longarc.report import charts, explanations, training_charts
 from longarc.report.comparison import comparison_context
 from longarc.report.drawing import shorten
 from longarc.report.learning_rate import search_context
@@ -27,6 +27,7 @@ from longarc.training.run_folder import is_pretraining
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
 WORST_ERRORS = 20
+EXPLAINED = 20
 EXCERPT = 500
 CLASS_ROWS = 1000
 CONFUSED = 12
@@ -104,6 +105,8 @@ def run_context(run: SavedRun, target: Path) -> dict[str, Any]:
         "confused": (metrics.get("confused") or [])[:CONFUSED],
         "unseen": _unseen(metrics),
         "errors": worst_errors(run, shown),
+        "explained": explanations.drawn(run.explained[:EXPLAINED]),
+        "excerpt": explanations.EXCERPT,
         "error_count": sum(_is_wrong(p) for p in run.predictions if p["split"] == shown),
         "lengths": _lengths(run),
         "findings": _findings(run),

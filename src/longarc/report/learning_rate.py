@@ -74,6 +74,7 @@ def search_context(found: dict[str, Any]) -> dict[str, Any]:
             for row in found["candidates"]
         ],
         "stability": stability_chart(found),
+        "loss": loss_chart(found),
         "candidates": candidates_chart(found),
         "validation": found["validation"],
     }
@@ -98,7 +99,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 
 def stability_chart(found: dict[str, Any]) -> Panel | None:
-    """The warm-up's learning rate and the critical one, by step, and the loss of the sample."""
+    """The warm-up's learning rate and the critical one, by step."""
     measured = [step for step in found["stability"]["measured"] if is_number(step.get("step"))]
     if not measured:
         return None
@@ -106,13 +107,19 @@ def stability_chart(found: dict[str, Any]) -> Panel | None:
         "Learning rate and critical learning rate",
         [
             ("learning rate", measured, "learning_rate"),
-            ("critical: the loss along the step is back at its start", measured,
-             "critical_learning_rate"),
+            ("critical learning rate", measured, "critical_learning_rate"),
         ],
         (0, max(step["step"] for step in measured)),
         None,
         log_scale=True,
     )  # fmt: skip
+
+
+def loss_chart(found: dict[str, Any]) -> Panel | None:
+    """The loss of the sample by the steps of the warm-up."""
+    measured = found["stability"]["measured"]
+    span = (0, max((step["step"] for step in measured), default=1))
+    return curve("Loss of the sample", [("loss", measured, "loss")], span, None, zero=True)
 
 
 def candidates_chart(found: dict[str, Any]) -> Panel | None:

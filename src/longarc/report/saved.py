@@ -21,9 +21,9 @@ SPLITS = ("test", "validation")
 class SavedRun:
     """What a run folder says, as plain Python values.
 
-    ``check`` is None, ``log``, ``predictions``, ``recipe`` and ``diagnosis`` are empty where the
-    folder has no such file. ``predictions`` leaves the probabilities in the file: no page shows
-    them.
+    ``check`` is None; ``log``, ``predictions``, ``recipe``, ``diagnosis`` and ``explained`` are
+    empty where the folder has no such file. ``predictions`` leaves the probabilities in the file:
+    no page shows them.
     """
 
     folder: Path
@@ -36,6 +36,7 @@ class SavedRun:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     diagnosis: dict[str, Any] = field(default_factory=dict)
+    explained: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -126,6 +127,7 @@ def read_run(folder: str | Path) -> SavedRun:
         predictions=_read_predictions(folder / "predictions.parquet"),
         recipe=_read_recipe(folder / "recipe.json"),
         diagnosis=_read_diagnosis(folder),
+        explained=read_explained(folder / "explanations.json"),
     )
 
 
@@ -175,7 +177,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-_SEARCH = {"recommended", "range", "stability", "candidates", "validation", "run_steps", "cost"}
+_SEARCH = {
+    "recommended",
+    "range",
+    "stability",
+    "candidates",
+    "validation",
+    "run_steps",
+    "cost",
+    "cost_steps",
+}
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -198,6 +209,16 @@ def _read_diagnosis(folder: Path) -> dict[str, Any]:
     if not isinstance(found.get("verdict"), str):
         raise damaged(path, "it lacks a `verdict`")
     return found
+
+
+def read_explained(path: Path) -> list[dict[str, Any]]:
+    """The entries of explanations.json; none without the file."""
+    entries = read_json(path).get("explained") if path.is_file() else []
+    needed = {"text", "name", "initial", "final", "contributions", "decay", "elsewhere"}
+    needed |= {"afterwards", "residual", "relative_residual", "supporting", "opposing"}
+    if not isinstance(entries, list) or any(needed - as_dict(e).keys() for e in entries):
+        raise damaged(path, f"an entry of `explained` lacks one of {', '.join(sorted(needed))}")
+    return entries
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

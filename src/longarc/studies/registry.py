@@ -36,6 +36,12 @@ STUDIES: dict[str, StudyInfo] = {
         "every loss as a way to re-weight cross-entropy's gradient",
         seconds=5,
     ),
+    "kernel-machine": StudyInfo(
+        "longarc.studies.kernel_machine.study:kernel_machine",
+        "a trained network as a kernel machine: rebuilt, edited, searched, beside an SVM",
+        seconds=600,
+        takes=("reporter",),
+    ),
     "learning-rate": StudyInfo(
         "longarc.studies.learning_rate:learning_rate",
         "a finite step as a gradient penalty: on two weights, on digits, by flooding, with Adam",
@@ -100,7 +106,7 @@ def run_study(
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, learning-rate, performer, positions, realformer, rnn, simsiam.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, kernel-machine, learning-rate, performer, positions, realformer, rnn, simsiam.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")

@@ -26,7 +26,7 @@ FULL = Size(
     starts=3,
     start_steps=300,
     add=((40,), 800, 3),
-    texts=(4000, 64, 96, 1500, 750, 3, 4),
+    texts=(4000, 64, 64, 1500, 750, 6, 3),
     rounds=15,
     limit=3000,
 )

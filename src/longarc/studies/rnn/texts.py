@@ -21,7 +21,7 @@ from longarc.studies.rnn.gradients import Look, look_back
 from longarc.studies.scratch_encoders import main_directions
 from longarc.studies.word_windows import PAD
 
-RATE = 2e-3
+RATE = 5e-3
 """The largest learning rate, for every cell; not tuned."""
 
 BATCH = 32

@@ -110,12 +110,18 @@ class _Search:
         self.train, self.validation = train, validation
         self.tokenizer, self.loss, self.weights = tokenizer, loss, sampling_weights
         self.start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-        update = config.batch_size * config.accumulation
-        self.steps = max(1, math.ceil(len(train) / update * config.epochs))
+        batches = math.ceil(len(train) / config.batch_size)
+        of_epoch = math.ceil(batches / config.accumulation)
+        self.steps = max(1, math.ceil(of_epoch * config.epochs))  # as transformers counts them
         self.warmup = args.get_warmup_steps(self.steps)
 
     def run(self, reporter: Reporter, candidates: int, fraction: float) -> dict[str, Any]:
         """The record of the search."""
+        short = min(self.steps, max(FEWEST, round(fraction * self.steps)))
+        reporter.say(
+            f"searching a learning rate: a rising warm-up, then {candidates} runs of {short} "
+            f"steps; the training has {self.steps}"
+        )
         rising = self._measure(reporter)
         # A linear schedule's rates add up to its peak times half the steps, its warm-up included.
         found = learning_rate_range(rising.measured, rising.lost, self.steps / 2)
@@ -123,7 +129,6 @@ class _Search:
             f"learning rates from {found.low:.1e} to {found.high:.1e} are worth trying, by "
             f"{rising.steps} steps of a warm-up"
         )
-        short = min(self.steps, max(FEWEST, round(fraction * self.steps)))
         rows: list[dict[str, Any]] = []
         rates = spread(found.low, found.high, min(3, candidates))
         while rates or len(rows) < candidates:
