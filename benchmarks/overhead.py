@@ -1,10 +1,13 @@
 """What longarc's Trainer costs over transformers', and what grouping by length and bfloat16 gain.
 
     python benchmarks/overhead.py [--steps 12] [--repeats 5]
+    python benchmarks/overhead.py --monitors [--steps 120]     # what the monitors cost, alone
 
 Both trainers see the same MiniLM with the same head, the same licence texts in the same order and
 batches; runs are interleaved and the ratio is taken within each pair. The gains are measured with
-longarc's trainer on licence texts of natural lengths.
+longarc's trainer on licence texts of natural lengths. The monitors' cost is the ratio of a training
+with both to one without, and what they say themselves that they took; they spread their
+measurements over a training, so it needs more steps than the others.
 """
 
 from __future__ import annotations
@@ -22,17 +25,19 @@ import longarc
 from longarc.data.licenses import read_licenses
 from longarc.models.loading import load_classifier, load_tokenizer
 from longarc.training.batches import Documents, PaddedBatches
+from longarc.training.monitors import SharpnessMonitor, UpdateMonitor
 from rows import append_row, spread
 
 BATCH = 16
 
 
 def main() -> None:
-    """Measure and append two rows."""
+    """Measure and append rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--monitors", action="store_true", help="measure what they cost, alone")
     chosen = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -71,11 +76,33 @@ def main() -> None:
                     loss=longarc.CrossEntropyLoss(),
                 )
             trainer.remove_callback(transformers.PrinterCallback)
+            if kind == "monitored":
+                trainer.add_callback(UpdateMonitor(note))
+                trainer.add_callback(SharpnessMonitor(note, trainer.update_loss))
             start = time.perf_counter()
             trainer.train()
             return time.perf_counter() - start
 
+    said: dict[str, list[float]] = {}
+
+    def note(event: str, **record: Any) -> None:
+        if event == "monitor":
+            said.setdefault(record["name"], []).append(record["share"])
+
     seconds("longarc", max_steps=2)  # warm-up
+    if chosen.monitors:
+        pairs = [(seconds("longarc"), seconds("monitored")) for _ in range(chosen.repeats)]
+        append_row(
+            "overhead-monitors",
+            steps=chosen.steps,
+            batch=BATCH,
+            max_length=chosen.max_length,
+            seconds_without=spread([a for a, _ in pairs]),
+            seconds_with=spread([b for _, b in pairs]),
+            ratio=spread([b / a for a, b in pairs]),
+            said={name: spread(shares) for name, shares in said.items()},
+        )
+        return
     pairs = [(seconds("transformers"), seconds("longarc")) for _ in range(chosen.repeats)]
     append_row(
         "overhead",

@@ -222,7 +222,8 @@ def tables() -> str:
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["benchmark"].startswith("regularizers-"):
-            latest[row["benchmark"], row.get("task", ""), row["regularizer"]] = row
+            options = "".join(f", {k} {v:g}" for k, v in row.get("options", {}).items())
+            latest[row["benchmark"], row.get("task", ""), row["regularizer"] + options] = row
     lines = ["| regularizer | time of a step, plain = 1 |", "|---|---|"]
     for (benchmark, _, name), row in latest.items():
         if benchmark == "regularizers-cost":

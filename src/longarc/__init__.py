@@ -13,6 +13,8 @@ from longarc.version import __version__
 
 if TYPE_CHECKING:
     from longarc.api import Pretraining, Run, fit, open_run, pretrain
+    from longarc.attribution.kernel_machine import KernelMachine
+    from longarc.dynamics.diagnosis import diagnose
     from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
     from longarc.models.attention.calibration import calibrate_attention
@@ -69,6 +71,8 @@ _HOMES = {
     "pretrain": "longarc.api",
     "Pretraining": "longarc.api",
     "Run": "longarc.api",
+    "KernelMachine": "longarc.attribution.kernel_machine",
+    "diagnose": "longarc.dynamics.diagnosis",
     "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
     "LongarcError": "longarc.errors",
@@ -141,6 +145,7 @@ __all__ = [
     "FreeLB",
     "GradientPenalty",
     "InputGradientPenalty",
+    "KernelMachine",
     "LDAMLoss",
     "LogitAdjustedLoss",
     "LongarcError",
@@ -169,6 +174,7 @@ __all__ = [
     "TruncatedCrossEntropy",
     "__version__",
     "calibrate_attention",
+    "diagnose",
     "fit",
     "gradient_weight",
     "implicit_regularization",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from longarc.data.cells import as_text
+from longarc.attribution.explained_run import ExplainedRun
+from longarc.data.cells import as_texts
 from longarc.data.columns import choose_columns
 from longarc.data.examples import read_examples
 from longarc.data.table import open_table
 from longarc.data.table_writer import check_writable, table_writer
-from longarc.errors import DataError, ModelError, OptionError
+from longarc.errors import ModelError, OptionError
 from longarc.files import write_text
 from longarc.report.card import model_card
+from longarc.report.diagnosis import save_diagnosis
 from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
 from longarc.report.pretraining import collapse_message
 from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
+from longarc.training.diagnosis import diagnose_documents
 from longarc.training.evaluation import score
 from longarc.training.job import train
 from longarc.training.option_fields import check_names
@@ -147,7 +150,7 @@ def open_run(path: str | Path) -> Run:
     return Run(open_run_folder(path))
 
 
-class Run:
+class Run(ExplainedRun):
     """A finished run: its figures, its model, its report.
 
     Nothing is read before it is asked for.
@@ -216,7 +219,7 @@ class Run:
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         if isinstance(texts, str):
             raise OptionError("predict takes a list of texts, found one string. Use [text].")
-        return self.predictor.logits(_as_texts(texts, "texts"))
+        return self.predictor.logits(as_texts(texts, "texts"))
 
     def evaluate(
         self, data: Any, *, text: str | None = None, label: str | None = None
@@ -265,7 +268,7 @@ class Run:
         done = 0
         with table_writer(out) as write:
             for batch in table.batches(rows):
-                texts = _as_texts(batch[column], f"{table.name}, column {column!r}", done)
+                texts = as_texts(batch[column], f"{table.name}, column {column!r}", done)
                 done += len(texts)
                 logits = self.predictor.logits(texts, advance)
                 chances = self._probabilities(logits)
@@ -276,111 +279,16 @@ class Run:
                 write(batch)
         return out
 
-    def explain(
-        self,
-        texts: str | Sequence[str],
-        *,
-        label: str | None = None,
-        of: str = "logit",
-        method: str = "exact",
-        tolerance: float = 1e-3,
-        parameters: Callable[[str], bool] | None = None,
-        say: Callable[[str], Any] | None = None,
-        progress: Callable[[int], Any] | None = None,
-        advance: Callable[[float], Any] | None = None,
-    ) -> Any:
-        """The training documents that made a prediction, with contributions that add up.
+    def diagnose(self, data: Any, **options: Any) -> dict[str, Any]:
+        """Say whether the gradient vanishes or explodes, on documents of a table.
 
-        By default the recorded training is replayed, twice, whatever the number of texts: give all
-        texts that are wanted at once. The indexed method estimates from projected gradients at a
-        few snapshots, in moments once its index is built, which the first use does. See
-        ``docs/explanations.md`` for what the numbers mean.
-
-        Args:
-            texts: one text, or a list of them.
-            label: the class whose score is explained; None for the one with the highest.
-            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``.
-            method: ``"exact"``, or ``"indexed"``.
-            tolerance: bound on what the integration may leave out, as a part of how far the number
-                moved in training.
-            parameters: which of the trained parameters to explain by, by name; None for all. An
-                index has its own, see :meth:`build_index`.
-            say: is told the size of an index before it is built.
-            progress: as of :meth:`build_index`.
-            advance: is called with 1 for each step of the training that is replayed.
-
-        Returns:
-            An :class:`~longarc.attribution.explanation.Explanation`, or a list of them for a list.
-
-        Raises:
-            RunError: the run recorded no path.
+        ``options`` are those of :func:`~longarc.training.diagnosis.diagnose_documents`, such as
+        ``documents=16``. It writes ``diagnosis.json``, whose content it returns, and
+        ``diagnosis.html``, to which the report then leads.
         """
-        from longarc.attribution.of_run import explain_run
-
-        one = isinstance(texts, str)
-        found = explain_run(
-            self.folder,
-            self._exact_predictor(),
-            _as_texts([texts] if one else texts, "texts"),
-            label=label,
-            of=of,
-            method=method,
-            tolerance=tolerance,
-            parameters=parameters,
-            say=say,
-            progress=progress,
-            advance=advance,
-        )
-        return found[0] if one else found
-
-    def build_index(
-        self,
-        *,
-        checkpoints: int | None = None,
-        dimensions: int | None = None,
-        overwrite: bool = False,
-        parameters: Callable[[str], bool] | None = None,
-        say: Callable[[str], Any] | None = None,
-        progress: Callable[[int], Any] | None = None,
-    ) -> Any:
-        """Build the index of the recorded path, for ``explain(method="indexed")``.
-
-        One that was interrupted goes on; a whole one is returned as it is. Under ``torchrun`` the
-        processes share the work.
-
-        Args:
-            checkpoints: snapshots of the path to use, at most; None for 5, or for those that an
-                index was begun with.
-            dimensions: numbers for each document and snapshot; None for 1024, or as begun.
-            overwrite: remove an index that is there.
-            parameters: which of the trained parameters count, by name; None for all, or as begun.
-            say: is told beforehand how much disk it will be.
-            progress: is called with the number of rows to make, and gives a block in which a
-                function is called with how many more are done.
-
-        Returns:
-            The :class:`~longarc.attribution.index.store.Index`.
-
-        Raises:
-            RunError: the run recorded no path, or its index was built with other options.
-        """
-        from longarc.attribution.of_run import index_run
-
-        return index_run(
-            self.folder,
-            self._exact_predictor(),
-            checkpoints=checkpoints,
-            dimensions=dimensions,
-            overwrite=overwrite,
-            parameters=parameters,
-            say=say,
-            progress=progress,
-        )
-
-    def _exact_predictor(self) -> Predictor:
-        """The predictor in float32: a contribution is not to be lost in bfloat16's rounding."""
-        mine = self.predictor
-        return Predictor(mine.model, mine.tokenizer, max_length=mine.max_length, offset=mine.offset)
+        found = diagnose_documents(self.path, data, **options).to_dict()
+        save_diagnosis(found, run=self.path)
+        return found
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
@@ -417,7 +325,7 @@ class Pretraining:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Codes (N, d) of length 1, float32, of the first ``max_length`` tokens."""
-        return encode(self.folder, _as_texts(texts, "texts"))
+        return encode(self.folder, as_texts(texts, "texts"))
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
@@ -437,14 +345,3 @@ def _settled(data: Any, options: dict[str, Any]) -> tuple[str, bool, dict[str, A
 def _plain(value: Any) -> Any:
     """A numpy number as Python's own, so that it can be written into config.yaml."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _as_texts(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
-    """Cells as training reads them: a missing one is an empty text, a list is refused."""
-    texts: list[str] = []
-    for value in values:
-        try:
-            texts.append(as_text(value))
-        except ValueError as error:
-            raise DataError(f"{where}, row {before + len(texts) + 1}: {error}.") from error
-    return texts

@@ -97,7 +97,7 @@ def test_a_file_with_the_other_kind_of_labels(longarc, tickets, tiny_model, tmp_
         (["trian"], "train"),
         (["train", "x.csv", "--out", "r", "--los-options", "{}"], "--loss-options"),
         (["train", "x.csv", "--max-lenght", "3", "--out", "r"], "--max-length"),
-        (["train", "x.csv", "--pooling", "max", "--out", "r"], "mean"),
+        (["train", "x.csv", "--pooling", "middle", "--out", "r"], "mean, cls, last"),
         (["train", "x.csv", "--epochs", "many", "--out", "r"], "epochs"),
         (["train", "x.csv"], "--out"),
         (["train", "--out", "r"], "DATA"),

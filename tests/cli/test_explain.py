@@ -10,16 +10,18 @@ import pytest
 
 import longarc as package
 from longarc.cli.main import main
-from longarc.errors import OptionError
+from longarc.errors import DataError, OptionError
 from longarc.training.recorded_path import RecordedPath
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory, tickets, tiny_model):
-    """A run with a path, a recipe after it, and a class of a dangerous name."""
+    """A run with a path, a recipe after it, a class of a dangerous name, and wrong labels."""
     out = tmp_path_factory.mktemp("recorded") / "run"
     table = out.parent / "table.csv"
-    table.write_text(tickets.read_text().replace(",contract", ",<b>contract"))
+    lines = tickets.read_text().replace(",contract", ",<b>contract").splitlines()
+    lines[1::6] = [line.rpartition(",")[0] + ",pump" for line in lines[1::6]]
+    table.write_text("\n".join(lines))
     status = main(
         ["train", str(table), "--text", "body", "--label", "topic", "--model", str(tiny_model),
          "--epochs", "3", "--learning-rate", "3e-3", "--out", str(out), "--head-start", "scratch",
@@ -79,6 +81,55 @@ def test_a_table_to_a_page_that_closes(longarc, recorded, tickets, tmp_path):
     status, _, err = longarc("explain", recorded, "--text", "a", "--out", page)
     assert status == 1
     assert "--overwrite" in err
+
+
+def test_the_surest_errors_go_into_the_report(longarc, recorded):
+    status, printed, err = longarc("explain", recorded, "--errors", "2", "--json", "--top", "3")
+    assert status == 0, err
+    rows = json.loads(printed)
+    entries = json.loads((recorded / "explanations.json").read_text())["explained"]
+    assert len(rows) == len(entries) == 2
+    columns = ["split", "row", "excerpt", "label", "prediction", "confidence"]
+    table = pq.read_table(recorded / "predictions.parquet", columns=columns).to_pylist()
+    wrong = [p for p in table if p["split"] == "test" and p["label"] != p["prediction"]]
+    surest = sorted(wrong, key=lambda p: -p["confidence"])[:2]
+    for row, entry, p in zip(rows, entries, surest, strict=True):
+        closes(row)
+        assert row["name"] == f"margin of {p['prediction']} over {p['label']}"
+        assert row["final"] > 0
+        assert entry["text"] == row["text"]
+        assert entry["text"].startswith(p["excerpt"])
+        assert (entry["row"], entry["label"]) == (p["row"], p["label"])
+    html = (recorded / "report.html").read_text()
+    assert "What made it err" in html
+    assert "<b>contract" not in html
+    assert html.count("Documents that raised it") == 2
+    package.open_run(recorded).explain_errors(1)
+    assert (recorded / "report.html").read_text().count("Documents that raised it") == 1
+
+
+def test_errors_need_the_table_as_it_was(recorded, tickets):
+    run = package.open_run(recorded)
+    with pytest.raises(DataError, match="is not the document that the run was tested on"):
+        run.explain_errors(1, data={"body": ["another"] * 120, "topic": ["pump"] * 120})
+
+
+def test_the_run_as_a_kernel_machine(recorded):
+    run = package.open_run(recorded)
+    machine = run.kernel_machine()
+    texts = ["pump oil", "tax order"]
+    (explained,) = run.explain(texts[:1], label="pump")
+    pump = run.labels.names.index("pump")
+    terms = machine.terms(texts)
+    assert terms.contributions[0, pump] == pytest.approx(explained.contributions, abs=1e-5)
+    predicted = machine.predict(texts)
+    assert predicted == pytest.approx(terms.final, abs=1e-3)
+    top = explained.supporting(1)[0].document
+    less = machine.forget(top).predict(texts)[0, pump] - predicted[0, pump]
+    assert less == pytest.approx(-explained.contributions[top], abs=1e-5)
+    more = machine.learn(["oil pump leak"], ["pump"]).predict(texts)
+    assert more[0, pump] > predicted[0, pump]
+    assert machine.kernel(texts, texts, label="pump").shape == (2, 2)
 
 
 def test_every_contribution_as_a_table(longarc, recorded, tmp_path):
@@ -201,6 +252,9 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
     [
         ((), 2, "name a table of texts, or give one text"),
         (("t.csv", "--text", "a"), 2, "name a table of texts, or give one text"),
+        (("--text", "a", "--errors", "2"), 2, "or ask for --errors 3"),
+        (("--errors", "2", "--of", "loss"), 2, "drop --label and --of"),
+        (("--errors", "0"), 1, "--errors must be a whole number"),
         (("--text", "a", "--method", "index"), 1, "no method 'index'. Did you mean indexed"),
         (("--text", "a", "--dimensions", "64"), 1, "--dimensions is for an index"),
         (("t.csv", "--text", "a", "--build-index"), 2, "name a table of texts, or give one text"),

@@ -11,7 +11,7 @@ from longarc.objectives.regularizers.divergence import divergence
 from longarc.objectives.regularizers.fgm import FGM
 from longarc.objectives.regularizers.flooding import Flooding
 from longarc.objectives.regularizers.freelb import FreeLB
-from longarc.objectives.regularizers.gradient_penalty import GradientPenalty
+from longarc.objectives.regularizers.gradient_penalty import LONGEST, METHODS, GradientPenalty
 from longarc.objectives.regularizers.input_gradient_penalty import InputGradientPenalty
 from longarc.objectives.regularizers.pgd import PGD
 from longarc.objectives.regularizers.r_drop import RDrop
@@ -168,6 +168,17 @@ def test_gradient_penalty(model, batch):
         errors.append((found(model, batch, near)[1] - expected).norm() / (expected - plain).norm())
     assert errors[0] < 0.1
     assert errors[1] < 0.15 * errors[0]
+
+
+def test_a_long_gradient_does_not_lead_the_gradient_penalty_astray(model, batch):
+    """The head of a probe on documents that are easy to tell apart has logits in the hundreds."""
+    with torch.no_grad():
+        model.classifier.weight *= 300
+    _, plain = found(model, batch)
+    chosen = [GradientPenalty(method=way, warmup=0.0) for way in METHODS]
+    near, exact = (found(model, batch, penalty)[1] - plain for penalty in chosen)
+    assert plain.norm() > 100 * LONGEST / chosen[0].epsilon
+    assert (near - exact).norm() < 0.5 * exact.norm()  # all of it, were the step ε g
 
 
 def test_double_backward_with_fused_attention(batch):

@@ -16,11 +16,14 @@ from longarc.data.labels import LabelSpace
 from longarc.errors import ModelError, OptionError
 from longarc.models.head import final_linear
 from longarc.models.loading import is_recurrent, load_classifier, load_encoder, resolve_model
+from longarc.models.recurrent.model import RecurrentModel
 from longarc.models.recurrent.options import CELLS, POOLINGS
+from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.objectives.regularizers.registry import REGULARIZERS, build_regularizers
 from longarc.training.config import TrainConfig
 from longarc.training.model_defaults import PRETRAINED, RECURRENT
-from longarc.training.preparation import starting_tokenizer
+from longarc.training.pretraining.config import PretrainConfig
+from longarc.training.pretraining.job import pretrain
 from longarc.training.starting_model import starting_model
 
 TABLE = {
@@ -62,7 +65,7 @@ def start(encoder, cell="lstm", **options):
     given = {"model": cell, "max_length": 16} | options
     config = TrainConfig(data="", out="run", **given)
     config.validate()
-    tokenizer = starting_tokenizer(config)
+    tokenizer = starting_tokenizer(config.model, config.model_options, config.embeddings)
     torch.manual_seed(0)
     return starting_model(config, LabelSpace.from_labels(TABLE["label"]), tokenizer), tokenizer
 
@@ -152,6 +155,8 @@ def test_random_vectors_and_the_start_follow_the_seed(encoder, small):
     assert first.recurrent.embeddings.weight.shape == (len(tokenizer), 5)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+    deviation = float(first.recurrent.embeddings.weight.std())
+    assert deviation == pytest.approx(0.1, rel=0.15)
     assert tokenizer.model_max_length > 10**9, "no document is too long"
 
 
@@ -206,3 +211,34 @@ def test_a_cell_is_no_pretrained_model():
         resolve_model("lstm")
     with pytest.raises(ModelError, match=r"Did you mean .*lstm"):
         resolve_model("lstmm")
+
+
+def test_masked_tokens_first_and_then_labels(small, tmp_path):
+    """longarc pretrain --model gru --objective mlm, whose folder train goes on from."""
+    config = PretrainConfig(
+        data="<dict in memory>", out=str(tmp_path / "read"), model="gru", model_options=small,
+        objective="mlm", batch_size=4, max_length=16, held_out=10, evaluations=1, device="cpu",
+    )  # fmt: skip
+    texts = [f"{text} {i}" for i, text in enumerate(TABLE["text"] * 4)]
+    folder = pretrain(config, data={"text": texts})
+    assert config.rate == RECURRENT["learning_rate"]
+    assert not (folder.model / "modules.json").exists()
+    encoder = longarc.load_model(folder.model)
+    assert type(encoder) is RecurrentModel
+    model = load_classifier(folder.model, labels=("a", "b"), pooling="attention")
+    for name, weight in model.recurrent.state_dict().items():
+        assert torch.equal(weight, encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": "lstm"}, "--objective mlm first"),
+        ({"model": "minilm", "model_options": {"layers": 2}}, "--model-options is for a model"),
+        ({"model": "lstm", "objective": "mlm", "model_options": {"cells": 2}}, "no option 'cells'"),
+    ],
+    ids=str,
+)
+def test_what_pretraining_from_scratch_refuses(options, said):
+    with pytest.raises(OptionError, match=said):
+        PretrainConfig(data="none.csv", out="run", **options).validate()

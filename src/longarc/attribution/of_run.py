@@ -14,9 +14,11 @@ from longarc.attribution.explanation import Explanation
 from longarc.attribution.index import store
 from longarc.attribution.index.answer import explain_by_index
 from longarc.attribution.index.build import Progress, build_index
+from longarc.attribution.kernel_machine import KernelMachine
 from longarc.attribution.query import MEASURES, Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError, RunError, close_matches
+from longarc.objectives.losses.registry import build_loss
 from longarc.options import check_choice
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recorded_path import RecordedPath, load_training
@@ -34,6 +36,7 @@ def explain_run(
     texts: Sequence[str],
     *,
     label: str | None = None,
+    over: Sequence[str | None] | None = None,
     of: str = "logit",
     method: str = "exact",
     tolerance: float = 1e-3,
@@ -44,6 +47,7 @@ def explain_run(
 ) -> list[Explanation]:
     """Explain what a run's model says of texts; see :meth:`longarc.Run.explain`.
 
+    ``over`` names the other class of each text's margin, in place of the strongest one.
     ``predictor`` serves the run's model. Its weights are those after all that followed the
     training; what that changed in a number is the term ``afterwards``.
     """
@@ -67,6 +71,8 @@ def explain_run(
         order = logits.argsort(descending=True).tolist()
         chosen = order[0] if label is None else space.names.index(label)
         rival = next(c for c in order if c != chosen) if len(order) > 1 else None
+        if over is not None and (named := over[i]) is not None and named != space.names[chosen]:
+            rival = space.names.index(named)
         name = f"{of} of {space.names[chosen]}"
         if of == "margin" and rival is not None:
             name += f" over {space.names[rival]}"
@@ -101,6 +107,32 @@ def explain_run(
         )
         for e, final in zip(found, finals, strict=True)
     ]
+
+
+def kernel_machine_of_run(
+    folder: RunFolder, predictor: Predictor, *, together: int = 32, tolerance: float = 1e-3
+) -> KernelMachine:
+    """A run's model over its training documents; see :meth:`longarc.Run.kernel_machine`."""
+    path = _path(folder)
+    config, space, length = folder.config(), folder.labels(), predictor.max_length
+    training, _ = load_training(folder.training_file)
+    return KernelMachine(
+        path,
+        predictor.model,
+        Documents(training, predictor.tokenizer, length),
+        PaddedBatches(predictor.tokenizer, length),
+        read=lambda texts: Documents(texts, predictor.tokenizer, length),
+        names=space.names,
+        loss=build_loss(
+            config.loss,
+            class_counts=space.counts,
+            num_examples=len(training),
+            options=config.loss_options,
+            multi_label=space.multi_label,
+        ),
+        together=together,
+        tolerance=tolerance,
+    )
 
 
 def index_run(

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from longarc.attribution.explanation import Explanation
+from longarc.attribution.passengers import Passengers
 from longarc.attribution.products import by_forward_mode, by_layers
+from longarc.attribution.quadrature import NODES, dot, gauss
 from longarc.attribution.query import Query
 from longarc.attribution.tape import Tape
 from longarc.attribution.update import Update, updates, without_state
@@ -28,12 +30,6 @@ from longarc.errors import OptionError
 from longarc.options import check_number
 from longarc.training.recorded_path import RecordedBatch, RecordedPath
 from longarc.training.replay import Replay, logits_of
-
-NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Gauss–Legendre rules to try on a segment, in this order."""
-
-BLOCK = 4096
-"""Numbers in a block of an inner product."""
 
 
 def explain(
@@ -76,13 +72,35 @@ def explain(
 
     Example: ``docs/explanations.md``.
     """
+    found, _ = explain_and_carry(
+        path, model, dataset, collate, queries, tolerance=tolerance, parameters=parameters,
+        labels=labels, end=end, advance=advance,
+    )  # fmt: skip
+    return found
+
+
+def explain_and_carry(
+    path: RecordedPath,
+    model: nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    queries: Sequence[Query],
+    *,
+    passengers: Passengers | None = None,
+    tolerance: float = 1e-3,
+    parameters: Callable[[str], bool] | None = None,
+    labels: Sequence[str] | None = None,
+    end: int | None = None,
+    advance: Callable[[float], Any] | None = None,
+) -> tuple[list[Explanation], np.ndarray | None]:
+    """As :func:`explain`, and what passengers would have added, (Q, K, b); None without steps."""
     check_number("tolerance", tolerance)
     if not queries:
         raise OptionError("there is nothing to explain: expected one query or more.")
     with Replay(path, model, dataset, collate) as replay:
-        return _Sweep(replay, queries, tolerance, parameters, advance).run(
-            path.kept if end is None else end, labels
-        )
+        sweep = _Sweep(replay, queries, tolerance, parameters, passengers, advance)
+        found = sweep.run(path.kept if end is None else end, labels)
+    return found, sweep.carried
 
 
 @dataclass
@@ -108,6 +126,7 @@ class _Sweep:
         queries: Sequence[Query],
         tolerance: float,
         chosen: Callable[[str], bool] | None,
+        passengers: Passengers | None,
         advance: Callable[[float], Any] | None,
     ):
         self.replay = replay
@@ -115,6 +134,8 @@ class _Sweep:
         self.path = replay.path
         self.queries = queries
         self.tolerance = tolerance
+        self.passengers = passengers
+        self.carried: np.ndarray | None = None
         self.advance = advance
         self.all = replay.parameters
         self.chosen = {n: p for n, p in self.all.items() if chosen is None or chosen(n)}
@@ -214,6 +235,8 @@ class _Sweep:
                 each = products[q].double().cpu().numpy()
                 np.add.at(book.contributions, list(batch.documents), each)
                 book.steps[step] += each.sum()
+        if self.passengers is not None:
+            self._carry(self.passengers, tape.clips[i], directions, update)
 
     def _gather(
         self, tape: Tape, start: Tensor, delta: Tensor, update: Mapping[str, Update]
@@ -230,12 +253,12 @@ class _Sweep:
                 gradient = mean.get(name)
                 if name not in self.chosen:
                     if gradient is not None:
-                        book.elsewhere += _dot(gradient, parts[name])
+                        book.elsewhere += dot(gradient, parts[name])
                     continue
                 row = self.gathered[name][q].mul_(coefficients.momentum)
                 if gradient is not None:
                     if coefficients.decoupled:
-                        book.decay -= coefficients.decoupled * _dot(gradient, before[name])
+                        book.decay -= coefficients.decoupled * dot(gradient, before[name])
                     if isinstance(coefficients.scale, Tensor):
                         row.addcmul_(gradient, coefficients.scale.to(gradient))
                     else:
@@ -254,7 +277,7 @@ class _Sweep:
             factor = update[name].gain * update[name].coupled
             if factor:
                 for q, book in enumerate(self.books):
-                    book.decay -= factor * _dot(direction[q], start[name])
+                    book.decay -= factor * dot(direction[q], start[name])
 
     # A query's mean gradient along a segment
 
@@ -268,14 +291,14 @@ class _Sweep:
         last = float("inf")
         for rung in range(book.rung, len(NODES)):
             mean: dict[str, Tensor] = {}
-            for s, weight in _gauss(NODES[rung]):
+            for s, weight in gauss(NODES[rung]):
                 self._place(tape, start, delta, s)
                 for name, gradient in self._gradient(q).items():
                     if name in mean:
                         mean[name].add_(gradient, alpha=weight)
                     else:
                         mean[name] = gradient if weight == 1 else gradient * weight
-            error = change - sum(_dot(g, parts[name]) for name, g in mean.items())
+            error = change - sum(dot(g, parts[name]) for name, g in mean.items())
             if best is None or abs(error) < abs(best[0]):
                 best = error, mean
             if abs(error) <= book.budget:
@@ -323,33 +346,76 @@ class _Sweep:
             for name, value in tape.views(flat).items():
                 self.all[name].copy_(value)
 
-    # The examples of a batch
+    # The examples of a batch, and passengers
 
     def _products(
         self, batch: RecordedBatch, directions: Mapping[str, Tensor], update: Mapping[str, Update]
     ) -> Tensor:
         """a⟨U_q, ∇ℓ_i⟩ for all queries and examples of a batch, (Q, b)."""
+        forward = partial(self.replay.logits, batch, self.replay.inputs(batch))
+        if not directions:
+            return torch.zeros(len(self.queries), len(batch.documents))
+        return self._pushed(forward, batch.gradient, directions, update)
+
+    def _carry(
+        self,
+        passengers: Passengers,
+        clip: float,
+        directions: Mapping[str, Tensor],
+        update: Mapping[str, Update],
+    ) -> None:
+        """Add what the passengers' pushes would have done in this step and, by momentum, later."""
+        found, first = [], 0
+        for inputs in passengers.batches:
+            forward = partial(self._plain_logits, inputs)
+            with torch.no_grad():
+                pushes = passengers.pushes(forward(), clip, first)
+            first += pushes.shape[1]
+            each = [
+                -self._pushed(forward, push, directions, update)
+                if directions
+                else push.new_zeros(len(self.queries), len(push))
+                for push in pushes
+            ]
+            found.append(torch.stack(each, dim=1).double().cpu().numpy())
+        carried = np.concatenate(found, axis=2)
+        self.carried = carried if self.carried is None else self.carried + carried
+
+    def _plain_logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        self.model.eval()
+        return self.replay.forward(inputs)
+
+    def _pushed(
+        self,
+        forward: Callable[[], Tensor],
+        gradient: Tensor,
+        directions: Mapping[str, Tensor],
+        update: Mapping[str, Update],
+    ) -> Tensor:
+        """a⟨U_q, J_iᵀδ_i⟩, (Q, b), for gradients δ with respect to the logits."""
         gains = {n: update[n].gain for n in directions}
-        inputs = self.replay.inputs(batch)
         if len(set(gains.values())) > 1:
             directions = {n: d * gains[n] for n, d in directions.items()}
             gain = 1.0
         else:
-            gain = next(iter(gains.values()), 1.0)
-        if not directions:
-            return torch.zeros(len(self.queries), len(batch.documents))
+            gain = next(iter(gains.values()))
+
+        def backward() -> Tensor:
+            logits = forward()
+            logits.backward(gradient.to(logits))
+            return logits.detach()
+
         products = None
         if self.layers_serve:
             self.model.zero_grad()
-            products = by_layers(self.model, directions, partial(self._backward, batch, inputs))
+            products = by_layers(self.model, directions, backward)
             if products is not None and not self.layers_checked:
                 products = products if self._sums_agree(products, directions) else None
                 self.layers_checked = True
             self.model.zero_grad()
             self.layers_serve = products is not None
         if products is None:
-            forward = partial(self.replay.logits, batch, inputs)
-            gradient = batch.gradient.to(next(iter(directions.values())))
+            gradient = gradient.to(next(iter(directions.values())))
             products = by_forward_mode(self.model, directions, forward, gradient)
         return gain * products
 
@@ -361,30 +427,10 @@ class _Sweep:
         bound = 0.05 if self.path.about["autocast"] else 1e-3
         for q, each in enumerate(products):
             whole = sum(
-                _dot(d[q], gradient)
+                dot(d[q], gradient)
                 for n, d in directions.items()
                 if (gradient := self.all[n].grad) is not None
             )
             if abs(float(each.sum()) - whole) > bound * float(each.abs().sum()):
                 return False
         return True
-
-    def _backward(self, batch: RecordedBatch, inputs: Mapping[str, Any]) -> Tensor:
-        logits = self.replay.logits(batch, inputs)
-        logits.backward(batch.gradient.to(logits))
-        return logits.detach()
-
-
-def _gauss(nodes: int) -> list[tuple[float, float]]:
-    """Gauss–Legendre nodes and weights on [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(nodes)
-    return [((1 + a) / 2, b / 2) for a, b in zip(x.tolist(), w.tolist(), strict=True)]
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    """⟨a, b⟩, in blocks whose sums are added in float64: one long sum would lose digits."""
-    a, b = a.reshape(-1), b.reshape(-1)
-    whole = len(a) // BLOCK * BLOCK
-    blocks = torch.linalg.vecdot(a[:whole].view(-1, BLOCK), b[:whole].view(-1, BLOCK))
-    rest = torch.dot(a[whole:], b[whole:])
-    return float(blocks.sum(dtype=torch.float64)) + float(rest)

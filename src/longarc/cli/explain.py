@@ -21,6 +21,11 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("data", type=as_typed, nargs="?", default=None, help="table of texts")
     parser.add_argument("--text", type=as_typed, default=None, help="a text, instead of a table")
     parser.add_argument(
+        "--errors", type=int, default=None,
+        help="instead: so many of the run's surest errors, the class it took over the true one; "
+        "they go into its report",
+    )  # fmt: skip
+    parser.add_argument(
         "--column", type=as_typed, default=None, help="column of texts; default: as in training"
     )
     parser.add_argument(
@@ -63,9 +68,12 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print the explanations as JSON")
     chosen = parser.parse_args(list(words))
-    asked = chosen.data is not None or chosen.text is not None
-    if (chosen.data is None) == (chosen.text is None) and (asked or not chosen.build_index):
-        parser.error("name a table of texts, or give one text with --text")
+    given = [each is not None for each in (chosen.data, chosen.text, chosen.errors)]
+    asked = any(given)
+    if sum(given) != 1 and (asked or not chosen.build_index):
+        parser.error("name a table of texts, or give one text with --text, or ask for --errors 3")
+    if chosen.errors is not None and (chosen.label is not None or chosen.of != "logit"):
+        parser.error("--errors explains margins of the class that was taken: drop --label and --of")
     from pathlib import Path
 
     from longarc.api import open_run
@@ -88,13 +96,16 @@ def run(words: Sequence[str]) -> int:
         if out.exists() and not chosen.overwrite:
             raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
     opened = open_run(chosen.run)
-    texts = [] if not asked else _read(opened, chosen) if chosen.text is None else [chosen.text]
+    texts = _texts(opened, chosen)
     console = terminal(to_stderr=chosen.json)
     if indexes:
         index = _index(opened, chosen, console)
         if not asked:
             return _tell_index(index, chosen, console)
-    found = _explain(opened, texts, chosen, console)
+    if chosen.errors is None:
+        found = _explain(opened, texts, chosen, console)
+    else:
+        texts, found = _explain_errors(opened, top, chosen, console)
     rows = [{"text": text, **e.to_dict(top)} for text, e in zip(texts, found, strict=True)]
     if out is not None:
         _write(out, opened, rows, found)
@@ -105,6 +116,9 @@ def run(words: Sequence[str]) -> int:
         _show(row, console)
     if out is not None:
         console.print(f"written  {out}", markup=False, soft_wrap=True)
+    if chosen.errors is not None:
+        report = opened.path / "report.html"
+        console.print(f"report   {report}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -155,19 +169,40 @@ def _tell_index(index: Any, chosen: Any, console: Any) -> int:
 
 
 def _explain(opened: Any, texts: list[str], chosen: Any, console: Any) -> list[Any]:
-    from longarc.training.progress import Reporter
-    from longarc.training.recorded_path import RecordedPath
-
     options = {"label": chosen.label, "of": chosen.of, "method": chosen.method}
-    if chosen.method == "indexed":
-        return opened.explain(texts, **options)
-    recorded = opened.folder.recorded
-    steps = RecordedPath(recorded).kept if recorded.is_dir() else None
-    with Reporter(console).task("replaying the training", steps) as advance:
+    with _replay(opened, chosen, console) as advance:
         return opened.explain(texts, tolerance=chosen.tolerance, advance=advance, **options)
 
 
-def _read(opened: Any, chosen: Any) -> list[str]:
+def _replay(opened: Any, chosen: Any, console: Any) -> Any:
+    """Progress over the steps of the path; none where an index answers."""
+    from contextlib import nullcontext
+
+    from longarc.training.progress import Reporter
+    from longarc.training.recorded_path import RecordedPath
+
+    if chosen.method == "indexed":
+        return nullcontext()
+    recorded = opened.folder.recorded
+    steps = RecordedPath(recorded).kept if recorded.is_dir() else None
+    return Reporter(console).task("replaying the training", steps)
+
+
+def _explain_errors(
+    opened: Any, top: int, chosen: Any, console: Any
+) -> tuple[list[str], list[Any]]:
+    from longarc.report.saved import read_explained
+
+    options = {"top": top, "method": chosen.method, "tolerance": chosen.tolerance}
+    with _replay(opened, chosen, console) as advance:
+        found = opened.explain_errors(chosen.errors, advance=advance, **options)
+    entries = read_explained(opened.folder.explanations_file)
+    return [entry["text"] for entry in entries], found
+
+
+def _texts(opened: Any, chosen: Any) -> list[str]:
+    if chosen.data is None:
+        return [] if chosen.text is None else [chosen.text]
     from longarc.data.examples import read_examples
     from longarc.errors import DataError
     from longarc.options import check_whole

@@ -16,7 +16,9 @@ VERBS = {
     "evaluate": "figures of a run's model on another labelled table",
     "predict": "labels and probabilities for every row of a table",
     "explain": "the training documents behind predictions, with contributions that add up",
+    "diagnose": "whether the gradient vanishes or explodes, where, and what to change",
     "pretrain": "an encoder adapted to texts without labels: simcse, simsiam, byol, masked tokens",
+    "lr": "a learning rate with reasons: a measured range, and rates in it that were tried",
     "report": "one offline HTML page for a run, or for several side by side",
     "study": "a published claim: computed, drawn, compared with what was claimed",
 }

@@ -7,9 +7,9 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import jsonargparse
 from jsonargparse import ActionYesNo
@@ -171,7 +171,20 @@ def as_listed(value: object) -> list | None:
     raise ValueError(f"no list can be read from {value!r}")
 
 
-_READERS = {str | None: as_typed, list | None: as_listed}
+def as_rate(value: object) -> float | str:
+    """A number, or the word ``auto``.
+
+    >>> as_rate("3e-4"), as_rate("auto")
+    (0.0003, 'auto')
+    """
+    return "auto" if value == "auto" else float(value)  # pyright: ignore[reportArgumentType]
+
+
+_READERS: dict[Any, Callable[[object], Any]] = {
+    str | None: as_typed,
+    list | None: as_listed,
+    float | Literal["auto"]: as_rate,
+}
 
 
 def shown_command(*words: object) -> str:

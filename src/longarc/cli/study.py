@@ -27,7 +27,7 @@ def run(words: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--tables", type=as_typed, nargs=2, default=None,
-        help="two tables of texts and labels, to train on and to test with (realformer takes them)",
+        help="two tables of texts and labels, to train on and to test with (realformer, rnn)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))

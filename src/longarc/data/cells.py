@@ -6,7 +6,10 @@ import ast
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
+
+from longarc.errors import DataError
 
 # Half of a surrogate pair is no character: tokenizers and UTF-8 refuse it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -28,6 +31,23 @@ def as_text(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return str(value)
     raise ValueError(f"a {type(value).__name__}, where text was expected; write it as one string")
+
+
+def as_texts(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
+    """Cells as training reads them: a missing one is an empty text.
+
+    Raises DataError that names ``where`` and the row, counted from ``before`` + 1, for a list.
+
+    >>> as_texts(["a", None], "texts")
+    ['a', '']
+    """
+    texts: list[str] = []
+    for value in values:
+        try:
+            texts.append(as_text(value))
+        except ValueError as error:
+            raise DataError(f"{where}, row {before + len(texts) + 1}: {error}.") from error
+    return texts
 
 
 def as_label(value: Any) -> str | None:

@@ -178,30 +178,35 @@ def follow_back(jacobians: Jacobians, error: Tensor) -> Adjoints:
     (tensor([1.0000, 0.5000, 0.2500, 0.1250]), -0.6931, {'candidate': 1.0})
     """
     ends = jacobians.from_end()
-    terms = [ends.only(name) for name in ends.terms]
     tiny = torch.finfo(error.dtype).tiny
-    u = error
-    size = u.flatten(1).norm(dim=1)
-    # A document without an error has nothing to follow.
-    scale = torch.where(size > 0, 0.0, -torch.inf).to(error.dtype)
-    u = u / size.clamp(min=tiny)[:, None, None]
-    logs, shares = [scale], torch.zeros(len(terms), dtype=torch.float64)
-    count = 0
-    for k in range(ends.valid.shape[1] - 1):
-        after = ends[:, k].pull(u)
-        square = after.flatten(1).square().sum(1)
+    after = error
+    visited, sizes = [], []
+    for k in range(ends.valid.shape[1]):
         # The step's source is one of the document's own steps, not its start.
-        alive = (square > 0) & ends.valid[:, k + 1]
-        for i, term in enumerate(terms):
-            one = (term[:, k].pull(u) * after).flatten(1).sum(1) / square.clamp(min=tiny)
-            shares[i] += float(one[alive].sum())
-        count += int(alive.sum())
-        size = square.sqrt()
-        scale = torch.where(alive, scale + size.clamp(min=tiny).log(), -torch.inf)
-        logs.append(scale)
-        u = after / size.clamp(min=tiny)[:, None, None]
-    named = dict(zip(ends.terms, (shares / max(count, 1)).tolist(), strict=True))
-    return Adjoints(torch.stack(logs, dim=1), named)
+        if k:
+            after = ends[:, k - 1].pull(visited[-1])
+        sizes.append(after.flatten(1).norm(dim=1))
+        visited.append(after / sizes[-1].clamp(min=tiny)[:, None, None])
+    # A document without an error has nothing to follow, and none goes on beyond its start.
+    size = torch.stack(sizes, dim=1) * ends.valid
+    logs = size.log().cumsum(1) - size[:, :1].log()
+    logs = torch.where((size > 0).int().cumprod(1) > 0, logs, -torch.inf)
+    shares = _shares(ends[:, :-1], torch.stack(visited, dim=1), size[:, 1:])
+    return Adjoints(logs, shares)
+
+
+def _shares(ends: Jacobians, visited: Tensor, sizes: Tensor) -> dict[str, float]:
+    """⟨T ᵀu_k, u_{k+1}⟩ / ‖Jᵀu_k‖ for each term T, u_k and u_{k+1} of length 1; means over steps.
+
+    All steps at once, which the chain itself cannot be. ``visited`` (b, n, S, H), ``sizes``
+    (b, n − 1).
+    """
+    alive = sizes > 0
+    found = {}
+    for name in ends.terms:
+        parts = (ends.only(name).pull(visited[:, :-1]) * visited[:, 1:]).flatten(2).sum(2)
+        found[name] = float((parts[alive] / sizes[alive]).double().sum() / alive.sum().clamp(min=1))
+    return found
 
 
 def _check(jacobians: Jacobians, errors: Tensor) -> None:

@@ -158,7 +158,7 @@ def _scan(
     step: Callable[[Tensor, Tensor, State], State], x: Tensor, w: Weights, start: State
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """U h_{t−1} + b (b, n, K·H), the states (b, n, H), and the states before each step."""
-    state, transposed = start, w.recurrent.T
+    state, transposed = start, w.recurrent.T.contiguous()  # read once a step
     products, visited = [], [start]
     for x_t in x.unbind(1):
         products.append(torch.addmm(w.recurrent_bias, state[0], transposed))

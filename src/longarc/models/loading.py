@@ -230,24 +230,28 @@ def load_masked_lm(name: str | Path) -> PreTrainedModel:
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Open a classifier that longarc saved, whichever head it has, in evaluation mode.
 
-    One with stretched positions or another attention opens with both, as whatever it was saved as:
-    a classifier, a bare encoder, a masked language model.
+    One with stretched positions or another attention, or a recurrent one, opens as whatever it was
+    saved as: a classifier, a bare encoder, a masked language model.
 
     ``path`` is a run's ``model/`` folder, the run folder itself, or a Hub id.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-    import longarc.models.mean_pooled
-    import longarc.models.recurrent.model  # noqa: F401  (both register their classes)
+    import longarc.models.mean_pooled  # noqa: F401  (registers the class)
     from longarc.models.changed import changed_settings, open_changed
+    from longarc.models.recurrent import model as recurrent
 
     folder = Path(path)
     source = resolve_model(folder / "model" if (folder / "labels.json").is_file() else path)
     with readable_errors(source):
         if settings := changed_settings(source):
             return open_changed(source, settings).eval()
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        saved, _ = PreTrainedConfig.get_config_dict(source)
+        architecture: Any = AutoModelForSequenceClassification
+        if saved.get("model_type") == _RECURRENT:
+            architecture = getattr(recurrent, (saved.get("architectures") or [""])[0], architecture)
+        model, found = architecture.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,

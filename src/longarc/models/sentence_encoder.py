@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longarc.models.loading import Pooling
+from longarc.models.recurrent.config import RecurrentConfig
 
 # The names of sentence-transformers 2, which every later version reads as well.
 _MODULES = [
@@ -32,6 +33,8 @@ def save_encoder(
     """
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if isinstance(encoder.config, RecurrentConfig):
+        return  # sentence-transformers opens nothing that plain transformers does not know
     chosen = {"mean": "mean_tokens", "cls": "cls_token"}[pooling]
     pooled = {"word_embedding_dimension": encoder.config.hidden_size}
     pooled |= {f"pooling_mode_{mode}": mode == chosen for mode in _MODES}

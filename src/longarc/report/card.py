@@ -75,6 +75,7 @@ def model_card(run: str | Path) -> str:
         "data": data_name(saved.config),
         "base": base_model(saved.config),
         "longarc_class": _needs_longarc(saved),
+        "recurrent": saved.provenance.get("encoder") == "RecurrentModel",
         "options": options,
         "fence": fence(options),
     }

@@ -56,4 +56,4 @@ def encoder_card(run: str | Path) -> str:
 def _needs_longarc(model: Path) -> bool:
     """Whether plain transformers, and so sentence-transformers, refuses the encoder."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return "longarc" in config
+    return "longarc" in config or str(config.get("model_type")).startswith("longarc-")

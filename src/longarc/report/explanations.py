@@ -41,14 +41,19 @@ def write_explanations(
     target = Path(out).expanduser()
     if target.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"{target} does not end in .html. Name it {target.with_suffix('.html')}.")
-    entries = [
-        {**entry, "text": shorten(str(entry["text"]), EXCERPT), "waterfall": waterfall(entry)}
-        for entry in explained
-    ]
-    page = render("explanations.html.j2", {"title": title, "entries": entries, "excerpt": EXCERPT})
+    context = {"title": title, "entries": drawn(explained), "excerpt": EXCERPT}
+    page = render("explanations.html.j2", context)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, page)
     return target
+
+
+def drawn(explained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Entries as a page shows them: each with its waterfall, its text cut."""
+    return [
+        {**entry, "text": shorten(str(entry["text"]), EXCERPT), "waterfall": waterfall(entry)}
+        for entry in explained
+    ]
 
 
 def bars(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

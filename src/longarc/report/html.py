@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from longarc.errors import RunError
 from longarc.files import write_text
-from longarc.report import charts, training_charts
+from longarc.report import charts, explanations, training_charts
 from longarc.report.comparison import comparison_context
 from longarc.report.drawing import shorten
+from longarc.report.learning_rate import search_context
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
 from longarc.report.page import render
 from longarc.report.pretraining import pretraining_context, read_pretraining
@@ -24,6 +27,7 @@ from longarc.training.run_folder import is_pretraining
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
 WORST_ERRORS = 20
+EXPLAINED = 20
 EXCERPT = 500
 CLASS_ROWS = 1000
 CONFUSED = 12
@@ -67,7 +71,7 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     else:
         saved = [read_run(folder) for folder in folders]
         if len(saved) == 1:
-            page = render("run.html.j2", run_context(saved[0]))
+            page = render("run.html.j2", run_context(saved[0], target))
         else:
             page = render("comparison.html.j2", comparison_context(saved, target))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +79,8 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     return target
 
 
-def run_context(run: SavedRun) -> dict[str, Any]:
-    """Everything that the page of one run shows."""
+def run_context(run: SavedRun, target: Path) -> dict[str, Any]:
+    """Everything that the page of one run shows; ``target`` is where the page will lie."""
     shown = run.splits[0]
     metrics = run.metrics[shown]["model"]
     return {
@@ -92,13 +96,17 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "curves": training_charts.training_curves(run.log),
         "step_size": step_size_curves(run.log),
         "best_step": training_charts.best_step(run.log),
+        "diagnosis": _diagnosis(run, target),
         "recipe": recipe_tables(run),
+        "search": search_context(found) if (found := run.recipe.get("learning_rate")) else None,
         "without_prior": without_prior(run),
         "reliability": charts.reliability(metrics.get("reliability") or [], run.space.multi_label),
         "calibration_error": figure(metrics, "calibration_error"),
         "confused": (metrics.get("confused") or [])[:CONFUSED],
         "unseen": _unseen(metrics),
         "errors": worst_errors(run, shown),
+        "explained": explanations.drawn(run.explained[:EXPLAINED]),
+        "excerpt": explanations.EXCERPT,
         "error_count": sum(_is_wrong(p) for p in run.predictions if p["split"] == shown),
         "lengths": _lengths(run),
         "findings": _findings(run),
@@ -109,6 +117,17 @@ def run_context(run: SavedRun) -> dict[str, Any]:
         "replay": shlex.join(
             ["longarc", "train", "--config", str(run.folder / "config.yaml"), "--out", "NEW-RUN"]
         ),
+    }
+
+
+def _diagnosis(run: SavedRun, target: Path) -> dict[str, str] | None:
+    """The verdict on the gradient, and the way from the page to the diagnosis's."""
+    if not run.diagnosis:
+        return None
+    path = os.path.relpath((run.folder / "diagnosis.html").resolve(), target.resolve().parent)
+    return {
+        "verdict": shorten(run.diagnosis["verdict"], 600),
+        "link": quote(Path(path).as_posix()),
     }
 
 
@@ -142,6 +161,7 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ("Label space", classes),
         ("Encoder", ", ".join(encoder) or None),
         ("Loss", str(config["loss"]) if config.get("loss") is not None else None),
+        ("Learning rate", _learning_rate(run)),
         ("Regularizers", _regularizers(config.get("regularizers"))),
         ("Second stage", second_stage(run)),
         ("Length limit", f"{thousands(limit)} tokens" if limit else None),
@@ -154,6 +174,13 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ),
     ]
     return [(name, shorten(value, 300)) for name, value in facts if value]
+
+
+def _learning_rate(run: SavedRun) -> str | None:
+    rate = run.config.get("learning_rate")
+    if not is_number(rate) or run.config.get("freeze"):
+        return None
+    return f"{rate:g}, found by a search" if "learning_rate" in run.recipe else f"{rate:g}"
 
 
 def _regularizers(chosen: Any) -> str | None:

@@ -21,8 +21,9 @@ SPLITS = ("test", "validation")
 class SavedRun:
     """What a run folder says, as plain Python values.
 
-    ``check`` is None, ``log``, ``predictions`` and ``recipe`` are empty where the folder has no
-    such file. ``predictions`` leaves the probabilities in the file: no page shows them.
+    ``check`` is None; ``log``, ``predictions``, ``recipe``, ``diagnosis`` and ``explained`` are
+    empty where the folder has no such file. ``predictions`` leaves the probabilities in the file:
+    no page shows them.
     """
 
     folder: Path
@@ -34,6 +35,8 @@ class SavedRun:
     log: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    explained: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -123,6 +126,8 @@ def read_run(folder: str | Path) -> SavedRun:
         log=read_log(folder / "log.jsonl"),
         predictions=_read_predictions(folder / "predictions.parquet"),
         recipe=_read_recipe(folder / "recipe.json"),
+        diagnosis=_read_diagnosis(folder),
+        explained=read_explained(folder / "explanations.json"),
     )
 
 
@@ -172,13 +177,48 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+_SEARCH = {
+    "recommended",
+    "range",
+    "stability",
+    "candidates",
+    "validation",
+    "run_steps",
+    "cost",
+    "cost_steps",
+}
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     recipe = read_json(path) if path.is_file() else {}
+    if "learning_rate" in recipe and _SEARCH - as_dict(recipe["learning_rate"]).keys():
+        raise damaged(path, f"`learning_rate` lacks one of {', '.join(sorted(_SEARCH))}")
     for name in ("loss", "second_stage"):
         needed = {"trials", "not_tried", "chosen", "why"}
         if name in recipe and needed - as_dict(recipe[name]).keys():
             raise damaged(path, f"`{name}` lacks one of {', '.join(sorted(needed))}")
     return recipe
+
+
+def _read_diagnosis(folder: Path) -> dict[str, Any]:
+    """What ``longarc diagnose`` found; empty without its page, to which the report leads."""
+    path = folder / "diagnosis.json"
+    if not path.is_file() or not (folder / "diagnosis.html").is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found.get("verdict"), str):
+        raise damaged(path, "it lacks a `verdict`")
+    return found
+
+
+def read_explained(path: Path) -> list[dict[str, Any]]:
+    """The entries of explanations.json; none without the file."""
+    entries = read_json(path).get("explained") if path.is_file() else []
+    needed = {"text", "name", "initial", "final", "contributions", "decay", "elsewhere"}
+    needed |= {"afterwards", "residual", "relative_residual", "supporting", "opposing"}
+    if not isinstance(entries, list) or any(needed - as_dict(e).keys() for e in entries):
+        raise damaged(path, f"an entry of `explained` lacks one of {', '.join(sorted(needed))}")
+    return entries
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

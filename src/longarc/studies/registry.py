@@ -36,6 +36,12 @@ STUDIES: dict[str, StudyInfo] = {
         "every loss as a way to re-weight cross-entropy's gradient",
         seconds=5,
     ),
+    "kernel-machine": StudyInfo(
+        "longarc.studies.kernel_machine.study:kernel_machine",
+        "a trained network as a kernel machine: rebuilt, edited, searched, beside an SVM",
+        seconds=600,
+        takes=("reporter",),
+    ),
     "learning-rate": StudyInfo(
         "longarc.studies.learning_rate:learning_rate",
         "a finite step as a gradient penalty: on two weights, on digits, by flooding, with Adam",
@@ -56,6 +62,12 @@ STUDIES: dict[str, StudyInfo] = {
         "longarc.studies.realformer:realformer",
         "residual attention beside PostLN, PreLN and ReZero, from scratch and on many classes",
         seconds=7200,
+        takes=("tables", "reporter"),
+    ),
+    "rnn": StudyInfo(
+        "longarc.studies.rnn.study:rnn",
+        "recurrent cells: bounds, gates and the Jacobian's terms, from exercises to texts",
+        seconds=1500,
         takes=("tables", "reporter"),
     ),
     "simsiam": StudyInfo(
@@ -94,7 +106,7 @@ def run_study(
 
     >>> run_study("inbalance")
     Traceback (most recent call last):
-    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, learning-rate, performer, positions, realformer, simsiam.
+    longarc.errors.OptionError: There is no study 'inbalance'. Did you mean imbalance? Known: imbalance, kernel-machine, learning-rate, performer, positions, realformer, rnn, simsiam.
     """  # noqa: E501
     if name not in STUDIES:
         raise OptionError(f"There is no study {name!r}. {close_matches(name, STUDIES)}")

@@ -73,7 +73,7 @@ def build_encoder(
             size * _waves(shape.length + 1, shape.width, tables.position_embeddings.padding_idx)
         )
         if words is not None:
-            tables.word_embeddings.weight.copy_(size * _main_directions(words, shape.width))
+            tables.word_embeddings.weight.copy_(size * main_directions(words, shape.width))
     return model
 
 
@@ -103,7 +103,7 @@ def _waves(count: int, width: int, padding: int | None) -> Tensor:
     return 2**0.5 * waves.flatten(1)
 
 
-def _main_directions(table: Tensor, width: int) -> Tensor:
+def main_directions(table: Tensor, width: int) -> Tensor:
     """The principal components (N, width) of a table (N, d), of variance 1 on the whole."""
     centred = table - table.mean(0)
     u, s, v = torch.linalg.svd(centred, full_matrices=False)

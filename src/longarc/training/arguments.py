@@ -33,7 +33,7 @@ def training_arguments(
         **common_arguments(config, device),
         per_device_eval_batch_size=2 * config.batch_size,
         gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
+        learning_rate=0.0 if config.learning_rate == "auto" else config.learning_rate,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         logging_steps=max(1, math.ceil(updates * config.epochs / 200)),
         eval_strategy="epoch" if config.validates else "no",

@@ -135,7 +135,8 @@ class LinearBaseline:
             raise ModelError("The baseline has learnt nothing yet. Call fit before predict.")
         if self.vectorizer is None or not len(texts):
             return np.tile(self.bias, (len(texts), 1))
-        features = self.vectorizer.transform(_shortened(texts)).astype(np.float32)
+        weights: Any = self.vectorizer.transform(_shortened(texts))
+        features = weights.astype(np.float32)
         return features @ self.weight.T + self.bias
 
     def scaled(self, factor: float) -> LinearBaseline:

@@ -138,9 +138,10 @@ class TrainConfig:
         None, f"documents in a step on one device; default: {default_of('batch_size')}"
     )
     accumulation: int = option(1, "batches summed into one update")
-    learning_rate: float = option(
+    learning_rate: float | Literal["auto"] = option(
         None,
-        f"peak step size of the encoder's last layer; default: {default_of('learning_rate')}",
+        "peak step size of the encoder's last layer, or auto: what longarc lr would recommend; "
+        f"default: {default_of('learning_rate')}",
     )
     head_learning_rate: float | None = option(
         None, "peak step size of the head; default: as learning_rate"
@@ -206,6 +207,9 @@ class TrainConfig:
             "recipe_tau": (-10, 10), "hybrid": (0, None), "position_alpha": (0, 1),
             "attention_minutes": (0, None), "path_budget": (0, None),
         }  # fmt: skip
+        if self.learning_rate == "auto":
+            del ranges["learning_rate"]
+            self._refuse_search()
         check_ranges(self, ranges)
         check_choices(self)
         check_fits_model(self)
@@ -264,6 +268,21 @@ class TrainConfig:
             raise OptionError(
                 f"{named} needs a validation split, and --validation-fraction is 0. Drop it, {fix}"
             )
+
+    def _refuse_search(self) -> None:
+        """What leaves --learning-rate auto nothing to search, or nothing to choose by."""
+        for name, applies, why in (
+            ("--freeze", self.freeze, "takes no training steps"),
+            ("--epochs 0", not self.epochs, "takes no training steps"),
+            ("--head-learning-rate", self.head_learning_rate is not None,
+             "has a rate of its own, and one is searched for all"),
+            ("--validation-fraction 0", not self.validates, "leaves no documents to choose on"),
+        ):  # fmt: skip
+            if applies:
+                raise OptionError(
+                    f"--learning-rate auto and {name} exclude each other: {name} {why}. Drop one of "
+                    "them."
+                )
 
     def _refuse_unrecordable(self) -> None:
         """What the recorder would refuse, before any work; it says why at more length."""

@@ -116,7 +116,7 @@ def write_predictions(
             columns = {
                 "split": [split] * len(examples),
                 "row": examples.rows,
-                "text_sha256": [_short_hash(text) for text in examples.texts],
+                "text_sha256": [short_hash(text) for text in examples.texts],
                 "excerpt": [text[:EXCERPT] for text in examples.texts],
                 "label": examples.labels,
                 "prediction": space.decode(decisions(logits, multi_label=several)),
@@ -126,5 +126,6 @@ def write_predictions(
             out.write_table(pa.table(columns, schema=schema))
 
 
-def _short_hash(text: str) -> str:
+def short_hash(text: str) -> str:
+    """What ``predictions.parquet`` knows a text by."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

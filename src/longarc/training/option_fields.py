@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from longarc.errors import OptionError, close_matches
 
@@ -39,13 +39,17 @@ def check_kinds(config: Any) -> None:
     """Raise OptionError for a value that is not of its field's type."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
         if (value is None and NoneType in kinds) or get_origin(hint) is Literal:
+            continue
+        words = [word for part in kinds if get_origin(part) is Literal for word in get_args(part)]
+        if value in words:
             continue
         kind = kinds[0]
         fits = isinstance(value, (int, float) if kind is float else kind)
         if not fits or (isinstance(value, bool) and kind is not bool):
-            raise OptionError(f"{flag(name)} is {value!r}: expected {_EXPECTED[kind]}.")
+            expected = " or ".join([_EXPECTED[kind], *words])
+            raise OptionError(f"{flag(name)} is {value!r}: expected {expected}.")
 
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float | None]]) -> None:

@@ -14,9 +14,8 @@ from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
 from longarc.errors import DataError, OptionError
 from longarc.models.attention.registry import check_attention_options
-from longarc.models.loading import load_tokenizer, usable_length
-from longarc.models.recurrent.options import CELLS
-from longarc.models.recurrent.scratch import scratch_tokenizer
+from longarc.models.loading import usable_length
+from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.config import TrainConfig
@@ -58,7 +57,12 @@ def prepare(
     build_regularizers(config.regularizers)  # the constructors know the ranges
     if config.attention is not None:
         check_attention_options(config.attention, config.attention_options)
-    tokenizer = starting_tokenizer(config)
+    tokenizer = starting_tokenizer(
+        config.model,
+        config.model_options,
+        config.embeddings,
+        trust_remote_code=config.trust_remote_code,
+    )
     config = dataclasses.replace(config, max_length=_length(config))
 
     with reporter.timed("prepare"):
@@ -98,13 +102,6 @@ def prepare(
         for part in (*split.texts, *map(str, split.labels or ()))
     )
     return Prepared(config, splits, space, tokenizer, check, digest)
-
-
-def starting_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, or the one that a model from scratch is given."""
-    if config.model in CELLS:
-        return scratch_tokenizer(config.model_options, config.embeddings)
-    return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
 
 
 def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Examples, Columns]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from longarc.errors import DataError, ModelError
 from longarc.training.recorded_path import RecordedBatch, RecordedPath
 
-_LABELS = ("labels", "label", "label_ids")
+LABELS = ("labels", "label", "label_ids")
+"""What a batch calls the targets, which no model is given in a replay."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Replay:
         inputs = {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in collated.items()
-            if name not in _LABELS
+            if name not in LABELS
         }
         if fingerprint((), inputs) != batch.inputs:
             raise DataError(
@@ -248,7 +249,7 @@ def fingerprint(inputs: tuple, keywords: Mapping[str, Any]) -> str:
     parts = []
     for name in sorted(named):
         value = named[name]
-        if isinstance(value, Tensor) and value.ndim and name not in _LABELS:
+        if isinstance(value, Tensor) and value.ndim and name not in LABELS:
             raw = value.detach().cpu().contiguous().view(torch.uint8).numpy()
             shape = "x".join(map(str, value.shape))
             parts.append(f"{name}:{shape}:{zlib.crc32(np.ascontiguousarray(raw).data):08x}")

@@ -102,6 +102,11 @@ class RunFolder:
         """The training documents of a recorded path, in the order it counts them."""
         return self.recorded / "training.parquet"
 
+    @property
+    def explanations_file(self) -> Path:
+        """Predictions that were explained for the report; absent before ``explain --errors``."""
+        return self.path / "explanations.json"
+
     def config(self) -> Any:
         """The options of the run, defaults of a newer version filled in."""
         values = self._values()

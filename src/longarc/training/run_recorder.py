@@ -26,10 +26,10 @@ def recorder_of(
     return PathRecorder(folder.recorded, budget=config.path_budget, say=say)
 
 
-def refuse_several(processes: int) -> None:
+def refuse_several(flag: str, processes: int) -> None:
     """Raise OptionError unless one process trains on one device, before the baselines' minutes."""
     if processes > 1:
         raise OptionError(
-            f"--record-path is for one process on one device, and there are {processes}. Drop it, "
+            f"{flag} is for one process on one device, and there are {processes}. Drop it, "
             "or train with one."
         )

@@ -184,16 +184,26 @@ class Trainer(transformers.Trainer):
         For callbacks, which see neither loss nor inputs. Several processes have the mean over their
         own batches each.
         """
+        return self._loss_of(self._update, self._denominator)
+
+    @torch.no_grad()
+    def loss_of(self, batches: Sequence[dict[str, Any]]) -> Tensor:
+        """The same for other batches, as collated, as if they were those of one update."""
+        return self._loss_of(batches, self._get_num_items_in_batch(batches, self.args.device))
+
+    def _loss_of(
+        self, batches: Sequence[dict[str, Any]], denominator: Tensor | int | None
+    ) -> Tensor:
         model = cast(nn.Module, self.model)
         statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norm's
         total = torch.zeros((), device=self.args.device)
-        for batch in self._update:
+        for batch in batches:
             inputs = cast(dict[str, Any], self._prepare_inputs(batch))
             with self.compute_loss_context_manager():
-                total += self.compute_loss(model, inputs, num_items_in_batch=self._denominator)
+                total += self.compute_loss(model, inputs, num_items_in_batch=denominator)
         for buffer, before in statistics:
             buffer.copy_(before)
-        return total if self._denominator is not None else total / max(len(self._update), 1)
+        return total if denominator is not None else total / max(len(batches), 1)
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[dict[str, Any]], device: torch.device

@@ -45,7 +45,8 @@ class RecurrentLayer(GradientCheckpointingLayer):
         In the weights' own precision, whatever the training's: a state that every step adds to
         loses in bfloat16 what is small.
         """
-        with torch.autocast(states.device.type, enabled=False), fitting_kernels():
+        plain = torch.autocast(states.device.type, enabled=False)
+        with plain, fitting_kernels(training=self.training):
             onward: Any = self.onward
             states = states.to(onward.weight_hh_l0.dtype)
             outputs = onward(states)[0]

@@ -25,14 +25,19 @@ def plain_kernels_wanted() -> bool:
 
 
 @contextmanager
-def fitting_kernels() -> Iterator[None]:
-    """Inside, torch's recurrent layers run on kernels that can do what the caller wants."""
-    if not plain_kernels_wanted():
+def fitting_kernels(*, training: bool) -> Iterator[None]:
+    """Inside, torch's recurrent layers run on kernels that can do what the caller wants.
+
+    ``training``: whether the layer is in training mode; cuDNN goes back through no other.
+    """
+    plain = plain_kernels_wanted()
+    if not plain and (training or not torch.is_grad_enabled()):
         yield
         return
     mkldnn: Any = torch.backends.mkldnn
     # Not mkldnn.flags, which also sets what only another vendor's GPUs have, and warns of it.
-    before = mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
+    before = mkldnn.set_flags(_fp32_precision=None)[0]
+    mkldnn.set_flags(_enabled=before and not plain, _fp32_precision=None)
     try:
         with torch.backends.cudnn.flags(enabled=False):
             yield

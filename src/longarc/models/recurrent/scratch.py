@@ -12,23 +12,35 @@ from longarc.errors import OptionError
 from longarc.models.loading import load_encoder, load_tokenizer
 from longarc.models.recurrent.config import RecurrentConfig
 from longarc.models.recurrent.model import RecurrentForMaskedLM, RecurrentForSequenceClassification
-from longarc.models.recurrent.options import EMBEDDING_SIZE, settled_options
+from longarc.models.recurrent.options import CELLS, EMBEDDING_SIZE, settled_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+START = 0.1
+"""Of random token vectors: gates see next to nothing of smaller ones until they have grown.
 
-def scratch_tokenizer(
-    options: Mapping[str, Any] | None = None, embeddings: str | None = None
+Transformers' usual 0.02 was behind in short trainings (docs/recurrent.md).
+"""
+
+
+def starting_tokenizer(
+    model: str,
+    options: Mapping[str, Any] | None = None,
+    embeddings: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the pretrained embeddings, or the one that the options name.
+    """The tokenizer of a pretrained model; for a cell that of the embeddings, or as options say.
 
-    It reads documents of any length.
+    A cell's reads documents of any length.
 
     Raises:
         OptionError: both are named, and are not the same.
         ModelError: there is no such tokenizer.
     """
+    if model not in CELLS:
+        return load_tokenizer(model, trust_remote_code=trust_remote_code)
     if embeddings is not None and "tokenizer" in (options or {}):
         raise OptionError(
             f"--embeddings {embeddings} brings its own tokenizer. Drop the tokenizer from "
@@ -52,7 +64,7 @@ def scratch_classifier(
 
     Args:
         cell: one of ``CELLS``.
-        tokenizer: as :func:`scratch_tokenizer` gives it.
+        tokenizer: as :func:`starting_tokenizer` gives it.
         pooling: one of ``POOLINGS``.
         options: as ``SCRATCH`` lists them.
         embeddings: the pretrained encoder whose token vectors it starts from.
@@ -109,6 +121,7 @@ def scratch_config(
         classifier_dropout=dropout,
         word_dropout=settled["word_dropout"],
         pad_token_id=_padding(tokenizer),
+        initializer_range=START,
         **more,
     )
 

@@ -25,7 +25,9 @@ class FGM(Regularizer):
 
     Args:
         epsilon: length of r over a document's tokens. A token's vector has a length of about 1 in
-            MiniLM and 1.4 in BERT-base.
+            MiniLM and 1.4 in BERT-base. Published is 1, for BERT-base; with MiniLM on a thousand
+            documents that costs 4 to 44 points of macro-F1, and 0.2 gains 1.7 on one task of two
+            (``docs/regularizers.md``).
         weight: of the second term; 1 as published.
 
     Raises:
@@ -41,7 +43,7 @@ class FGM(Regularizer):
     uses_embeddings = True
     uses_gradient = True
 
-    def __init__(self, epsilon: float = 1.0, weight: float = 1.0):
+    def __init__(self, epsilon: float = 0.2, weight: float = 1.0):
         self.epsilon = check_number("epsilon", epsilon)
         self.weight = check_number("weight", weight)
 

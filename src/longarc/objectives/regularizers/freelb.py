@@ -43,7 +43,7 @@ class FreeLB(Regularizer):
     uses_embeddings = True
     uses_gradient = True
 
-    def __init__(self, epsilon: float = 1.0, step_size: float = 0.5, steps: int = 3):
+    def __init__(self, epsilon: float = 0.2, step_size: float = 0.1, steps: int = 3):
         self.epsilon = check_number("epsilon", epsilon)
         self.step_size = check_number("step_size", step_size)
         self.steps = check_whole("steps", steps, at_least=1)

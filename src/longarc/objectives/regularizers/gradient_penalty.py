@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 METHODS = ("finite-difference", "double-backward")
 
+LONGEST = 0.05
+"""Of the step uphill: SAM's usual radius, and enough for bfloat16. A head whose logits are large
+has a gradient a thousand times as long as a new one's, and ε g would lead to another place."""
+
 
 class GradientPenalty(Regularizer):
     r"""Prefer weights at which the loss is flat: L + λ‖∇L‖², the gradient that of the whole step.
@@ -33,8 +37,9 @@ class GradientPenalty(Regularizer):
         weight: λ, in units of one over the loss.
         method: ``"finite-difference"``, or ``"double-backward"`` as the exact reference: slower, in
             need of attention that can be differentiated twice, and of the plain loss alone.
-        epsilon: ε. Karakida et al. 2023 find that large ones generalise better, and they survive
-            bfloat16 better when the loss has become small.
+        epsilon: ε, less where the step ε ‖g‖ would be longer than ``LONGEST``. Karakida et al. 2023
+            find that large ones generalise better, and they survive bfloat16 better when the loss
+            has become small.
         warmup: part of the training over which λ rises from 0. With Adam a penalty from the start
             can hurt (Zhao et al. 2024, arXiv 2406.09723).
 
@@ -89,9 +94,10 @@ class GradientPenalty(Regularizer):
         if self.method == "double-backward":
             curved = self._exact(step, gradient)
         else:
-            with step.moved(gradient, self.epsilon):
+            epsilon = min(self.epsilon, LONGEST / max(float(length), 1e-30))
+            with step.moved(gradient, epsilon):
                 sweep()
-            curved = [(u - g) / self.epsilon for u, g in zip(step.gradients, gradient, strict=True)]
+            curved = [(u - g) / epsilon for u, g in zip(step.gradients, gradient, strict=True)]
         step.gradients = [g + 2 * weight * c for g, c in zip(gradient, curved, strict=True)]
         return loss + weight * length**2
 

@@ -45,7 +45,7 @@ class PGD(Regularizer):
     uses_gradient = True
 
     def __init__(
-        self, epsilon: float = 1.0, step_size: float = 0.5, steps: int = 3, weight: float = 1.0
+        self, epsilon: float = 0.2, step_size: float = 0.1, steps: int = 3, weight: float = 1.0
     ):
         self.epsilon = check_number("epsilon", epsilon)
         self.step_size = check_number("step_size", step_size)

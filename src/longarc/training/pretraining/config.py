@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longarc.errors import OptionError
+from longarc.models.loading import is_recurrent
+from longarc.models.recurrent.options import CELLS, settled_options
+from longarc.training.model_defaults import RECURRENT
 from longarc.training.option_fields import (
     check_choices,
     check_kinds,
@@ -61,7 +64,14 @@ class PretrainConfig:
     )
     limit: int | None = option(None, "read only so many rows of DATA, the first")
 
-    model: str = option("minilm", "encoder: minilm (packaged), a local folder or a Hub id")
+    model: str = option(
+        "minilm",
+        "encoder: minilm (packaged), a local folder or a Hub id; with --objective mlm also lstm, gru "
+        "and so on, from scratch",
+    )
+    model_options: dict | None = option(
+        None, "options of a model from scratch, as of longarc train"
+    )
     max_length: int = option(
         128, "tokens of a view, and of a document when the encoder is evaluated or used"
     )
@@ -107,7 +117,8 @@ class PretrainConfig:
     epochs: float = option(1, "passes over the documents")
     batch_size: int = option(64, "documents in a step; for simcse also the ones to tell apart")
     learning_rate: float | None = option(
-        None, "peak step size of the encoder; default: 3e-5, for mlm 1e-4"
+        None,
+        "peak step size of the encoder; default: 3e-5, for mlm 1e-4, of a recurrent model 2e-3",
     )
     head_learning_rate: float = option(1e-3, "peak step size of what is new: the heads")
     weight_decay: float = option(0.01, "decoupled weight decay")
@@ -152,6 +163,19 @@ class PretrainConfig:
         check_ranges(self, ranges)
         check_choices(self)
         check_only_with(self, _ONLY_WITH)
+        if self.model in CELLS:
+            settled_options(self.model_options)
+            if self.objective != "mlm":
+                raise OptionError(
+                    f"--model {self.model} starts from random weights, from which --objective "
+                    f"{self.objective} learns little. Use --objective mlm first, and then --model "
+                    "with the folder it made."
+                )
+        elif self.model_options is not None:
+            raise OptionError(
+                f"--model-options is for a model that is trained from scratch, and {self.model} is "
+                f"not: expected --model {' or '.join(CELLS)}."
+            )
         if self.views == "crops" and self.objective != "mlm":
             if not 0 < self.crop_min <= self.crop_max:
                 raise OptionError(
@@ -179,6 +203,8 @@ class PretrainConfig:
         """Peak step size of the encoder."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if is_recurrent(self.model):
+            return RECURRENT["learning_rate"]
         return 1e-4 if self.objective == "mlm" else 3e-5
 
     @property

@@ -24,7 +24,8 @@ from longarc.data.token_file import TokenFile, open_token_file, write_token_file
 from longarc.dynamics.collapse_detector import CollapseAlarm
 from longarc.errors import DataError, Interrupted, LongarcError, ModelError, OptionError, RunError
 from longarc.files import whole_folder, write_json
-from longarc.models.loading import load_tokenizer, usable_length
+from longarc.models.loading import usable_length
+from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
 from longarc.training.arguments import common_arguments
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
@@ -100,7 +101,7 @@ class _Job:
         self.config = dataclasses.replace(
             config, precision="bf16" if bf16 else "fp32", text=self.columns.text
         )
-        self.tokenizer = load_tokenizer(config.model)
+        self.tokenizer = starting_tokenizer(config.model, config.model_options)
         self._check_length()
         self.views = build_views(self.config, self.tokenizer)
         torch.manual_seed(config.seed)

@@ -13,6 +13,8 @@ from longarc.data.masked import IGNORED, MaskedTokens
 from longarc.errors import ModelError, OptionError
 from longarc.models.loading import load_encoder, load_masked_lm
 from longarc.models.pooled_encoder import PooledEncoder
+from longarc.models.recurrent.options import CELLS
+from longarc.models.recurrent.scratch import scratch_masked_lm
 from longarc.objectives.siamese.byol import BYOL
 from longarc.objectives.siamese.heads import prediction_head, projection_head
 from longarc.objectives.siamese.objective import SiameseObjective
@@ -113,7 +115,12 @@ def build_learner(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) ->
         OptionError: two views that nothing would make different.
     """
     if config.objective == "mlm":
-        learner = MaskedTokenLearner(load_masked_lm(config.model))
+        scratch = config.model in CELLS
+        learner = MaskedTokenLearner(
+            scratch_masked_lm(config.model, tokenizer, config.model_options)
+            if scratch
+            else load_masked_lm(config.model)
+        )
         learner.pooled.pooling = config.pooling
         return learner
     encoder = PooledEncoder(load_encoder(config.model), config.pooling)

@@ -1,0 +1,1 @@
+"""A learning rate with reasons: a range that is measured, and candidates that are tried."""
