@@ -122,7 +122,7 @@ def test_every_option_named_exists() -> None:
         for field in dataclasses.fields(config)
     }
     known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node", "--rows"}
-    known |= {"--candidates"}
+    known |= {"--candidates", "--errors"}  # of lr and of explain
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named
     assert named <= known

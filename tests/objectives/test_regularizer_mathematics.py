@@ -245,7 +245,7 @@ def test_flooding_is_of_what_the_others_make_of_the_loss(model, batch):
     total = losses_at(model, batch, e).mean() + losses_at(model, batch, e + r).mean()
     level = 0.9 * float(total)  # above the plain loss, below the sum
     expected = flat(model, (total - level).abs() + level)
-    same(found(model, batch, FGM(), Flooding(level))[1], expected)
+    same(found(model, batch, FGM(epsilon=1.0), Flooding(level))[1], expected)
 
 
 def test_r_drop(batch):

@@ -12,6 +12,7 @@ import yaml
 from transformers import BertModel
 
 import longarc
+from longarc.cli.parser import parse_job
 from longarc.data.labels import LabelSpace
 from longarc.errors import ModelError, OptionError
 from longarc.models.head import final_linear
@@ -242,3 +243,17 @@ def test_masked_tokens_first_and_then_labels(small, tmp_path):
 def test_what_pretraining_from_scratch_refuses(options, said):
     with pytest.raises(OptionError, match=said):
         PretrainConfig(data="none.csv", out="run", **options).validate()
+
+
+def test_the_command_line_and_a_saved_config_say_the_same(trained):
+    def parse(*words):
+        return parse_job("train", "", "longarc train x.csv --out r", TrainConfig, list(words))[0]
+
+    typed = parse(
+        "x.csv", "--out", "r", "--model", "gru", "--model-options", '{"layers": 2}', "--epochs", "4"
+    )
+    assert (typed.model_options, typed.epochs) == ({"layers": 2}, 4)
+    assert typed.learning_rate == RECURRENT["learning_rate"]
+    again = parse("x.csv", "--config", str(trained.path / "config.yaml"), "--out", "other")
+    assert again.differences(trained.config) == {}
+    assert parse("x.csv", "--out", "r").learning_rate == PRETRAINED["learning_rate"]

@@ -85,6 +85,8 @@ def run(words: Sequence[str]) -> int:
     quiet_libraries()
     check_choice("method", chosen.method, METHODS)
     top = check_whole("--top", chosen.top, at_least=1)
+    if chosen.errors is not None:
+        check_whole("--errors", chosen.errors, at_least=1)
     indexes = chosen.build_index or chosen.method == "indexed"
     for name in ("checkpoints", "dimensions", "overwrite_index"):
         if getattr(chosen, name) and not indexes:

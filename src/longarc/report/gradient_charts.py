@@ -143,7 +143,7 @@ def by_depth(sublayers: Sequence[dict[str, Any]]) -> list[Panel]:
                 "Gradient by layer, relative to the last (of weights: to the largest)",
                 f"At the first layer the stream's gradient is {first:.2g} of that at the last.",
                 values,
-                x=("layer", "layer: attention at the number, feed-forward half way to the next"),
+                x=("layer", "layer (half: its feed-forward part)"),
                 y="value",
                 series=("kind", kinds),
                 points=True,

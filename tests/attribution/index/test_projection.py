@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from longarc.attribution.index.hashed import Hashed
 from longarc.attribution.index.layers import project
 from longarc.attribution.index.projection import Sketches, Whole, balanced
-from longarc.attribution.index.search import _variance
+from longarc.attribution.index.search import estimates
 from longarc.errors import ModelError, OptionError
 
 
@@ -81,55 +82,67 @@ def test_the_whole_is_the_gradient_of_each_example(norm):
     assert expected.abs().sum() > 1
 
 
+def projection_of(kind, shapes, size, *, weighed=False, seed=0, width=8):
+    """A projection, with what it multiplies gradients by at random if asked."""
+    if kind == "hashed":
+        weights = {n: outer(f) for n, f in positive(shapes).items()} if weighed else {}
+        return Hashed(shapes, size, seed=seed, weights=weights, like=ALPHA)
+    balance = positive(shapes) if weighed else {}
+    return Sketches(shapes, size, width=width, seed=seed, balance=balance, like=ALPHA)
+
+
+@pytest.mark.parametrize("size", [128, 4096])
+@pytest.mark.parametrize("kind", ["factored", "hashed"])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_the_factors_give_the_sketch_of_the_gradient(weighed):
+def test_the_layers_give_the_sketch_of_the_gradient(kind, weighed, size):
     """From what enters and leaves the layers, the same as from the gradient written out."""
     model = Reader()
     shapes = shapes_of(model)
-    balance = positive(shapes) if weighed else {}
-    sketches = Sketches(shapes, 256, balance=balance, like=ALPHA)
+    sketches = projection_of(kind, shapes, size, weighed=weighed)
     rows = rows_of(model, sketches)
     exact = exact_gradients(model)
     for i, row in enumerate(rows):
         # A direction is divided by the balance, a gradient multiplied.
-        direct = sketches.direction(
-            {n: g[i] * outer(balance[n]) ** 2 if weighed else g[i] for n, g in exact.items()}
-        )
+        direct = sketches.direction({n: g[i] * sketches.scale(n) ** 2 for n, g in exact.items()})
         assert torch.allclose(row, direct, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", ["factored", "hashed"])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_inner_products_are_right_on_average_and_so_is_their_error(weighed):
-    shapes = {"matrix": (6, 5), "vector": (7,)}
-    balance = positive(shapes) if weighed else {}
+def test_inner_products_are_right_on_average_and_so_is_their_error(kind, weighed):
     generator = torch.Generator().manual_seed(1)
     left, right, vector, one, two = (
         torch.randn(*shape, generator=generator).double()
-        for shape in ((3, 4, 6), (3, 4, 5), (3, 7), (6, 5), (7,))
+        for shape in ((3, 4, 40), (3, 4, 50), (3, 17), (40, 50), (17,))
     )
     truth = torch.einsum("bti,btj,ij->b", left, right, one) + vector @ two
     found, told = [], []
     for seed in range(400):
-        sketches = Sketches(shapes, 192, width=4, seed=seed, balance=balance, like=left)
-        rows = left.new_zeros(3, 192)
-        sketches.add_outer(rows, "matrix", left, right)
-        sketches.add_vector(rows, "vector", vector)
-        parts = rows * sketches.direction({"matrix": one, "vector": two})
-        parts = parts.view(3, sketches.sketches, -1).sum(dim=2).T
-        found.append(parts.sum(dim=0))
-        told.append(_variance(parts, found[-1]))
+        # Names of their own, so that the places differ as well as the signs.
+        shapes = {f"matrix {seed}": (40, 50), f"vector {seed}": (17,)}
+        matrix, entries = shapes
+        size = 64 if kind == "hashed" else 192
+        sketches = projection_of(kind, shapes, size, weighed=weighed, seed=seed, width=4)
+        rows = left.new_zeros(3, size)
+        sketches.add_outer(rows, matrix, left, right)
+        sketches.add_vector(rows, entries, vector)
+        direction = sketches.direction({matrix: one, entries: two})
+        value, variance = estimates(rows, direction[None], sketches.sketches)
+        found.append(value[0])
+        told.append(variance[0])
     found, told = torch.stack(found), torch.stack(told)
     error = found.std(dim=0) / len(found) ** 0.5
     assert ((found.mean(dim=0) - truth).abs() < 3 * error).all()
     assert torch.allclose(told.mean(dim=0), found.var(dim=0), rtol=0.2)
 
 
-def test_signs_depend_on_seed_and_name_alone():
+@pytest.mark.parametrize("kind", [Hashed, Sketches])
+def test_signs_depend_on_seed_and_name_alone(kind):
     shapes = {"a": (3, 4), "b": (3, 4)}
     part = torch.ones(3, 4)
-    both = Sketches(shapes, 128, seed=1, like=part)
-    alone = Sketches({"b": (3, 4)}, 128, seed=1, like=part)
-    other = Sketches(shapes, 128, seed=2, like=part)
+    both = kind(shapes, 128, seed=1, like=part)
+    alone = kind({"b": (3, 4)}, 128, seed=1, like=part)
+    other = kind(shapes, 128, seed=2, like=part)
     assert torch.equal(both.direction({"b": part}), alone.direction({"b": part}))
     assert not torch.equal(both.direction({"b": part}), both.direction({"a": part}))
     assert not torch.equal(both.direction({"b": part}), other.direction({"b": part}))

@@ -117,11 +117,9 @@ class _Answer:
         self._move(gradients)
 
     def _at(self, checkpoint: Checkpoint, gradients: list[dict[str, Tensor]]) -> None:
-        like = next(iter(self.trained.values())).detach()
-        shapes = {name: tuple(p.shape) for name, p in self.trained.items()}
-        projection = self.index.projection(checkpoint.step, shapes, like)
-        self.sketches = projection.sketches
         sizes = step_sizes(self.path, checkpoint)
+        projection = self.index.projection(checkpoint.step, self.trained, sizes)
+        self.sketches = projection.sketches
         rows = []
         for q, gradient in enumerate(gradients):
             direction = {}

@@ -22,7 +22,7 @@ from longarc.attribution.index.plan import (
     plan_checkpoints,
     step_sizes,
 )
-from longarc.attribution.index.projection import Balance, Projection, balanced
+from longarc.attribution.index.projection import Projection
 from longarc.attribution.index.store import Index, create, path_identity
 from longarc.errors import ModelError, OptionError
 from longarc.options import check_choice, check_whole
@@ -31,6 +31,8 @@ from longarc.training.replay import Replay, logits_of
 from longarc.version import __version__
 
 Progress = Callable[[int], AbstractContextManager[Callable[[float], Any]]]
+
+PROJECTIONS = ("hashed", "factored")
 
 TYPES = ("float16", "float32", "float64")
 
@@ -45,6 +47,7 @@ def build_index(
     checkpoints: int = 5,
     dimensions: int | None = 1024,
     parameters: Callable[[str], bool] | None = None,
+    projection: str = "hashed",
     seed: int = 0,
     batch_size: int = 32,
     part: int = 1024,
@@ -68,6 +71,9 @@ def build_index(
         dimensions: numbers for each document and checkpoint, a multiple of 64; None for the whole
             gradient, which only small models allow. The sampling error falls with the root.
         parameters: which of the trained parameters count, by name; None for all.
+        projection: ``hashed`` forms each layer's gradient for a batch and sums it up; ``factored``
+            never does, which is less work where layers are thousands of units wide, and errs more
+            for the same dimensions.
         seed: of the random signs.
         batch_size: documents at once; of no influence but on speed.
         part: documents in a file, and so what an interruption may lose.
@@ -89,6 +95,7 @@ def build_index(
     check_whole("batch_size", batch_size, at_least=1)
     check_whole("part", part, at_least=1)
     check_choice("dtype", dtype, TYPES)
+    check_choice("projection", projection, PROJECTIONS)
     if dimensions is not None and check_whole("dimensions", dimensions, at_least=128) % 64:
         raise OptionError(f"dimensions must be a multiple of 64; found {dimensions}.")
     place = path.folder / "index" if folder is None else Path(folder).expanduser()
@@ -109,7 +116,7 @@ def build_index(
         "documents": path.about["documents"],
         "parameters": names,
         "dimensions": dimensions,
-        "width": 8,
+        "projection": projection,
         "seed": seed,
         "part": part,
         "dtype": dtype,
@@ -118,8 +125,7 @@ def build_index(
             _plain(asdict(c)) | {"documents": len(documents[c.step])} for c in plan.checkpoints
         ],
     }
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if n in set(names)}
-    size = dimensions or sum(torch.Size(s).numel() for s in shapes.values())
+    size = dimensions or sum(p.numel() for n, p in model.named_parameters() if n in set(names))
     _refuse_full_disk(place, about, size, say)
     index = create(place, about)
     rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -127,7 +133,7 @@ def build_index(
     if mine or not _has_kept(index, path):
         total = sum(index.rows_of(*part) for part in mine)
         with replay, progress(total) if progress else nullcontext() as advance:
-            _Builder(index, replay, shapes, batch_size, advance).run(plan.rates, mine)
+            _Builder(index, replay, batch_size, advance).run(plan.rates, mine)
     return index
 
 
@@ -136,11 +142,10 @@ class _Builder:
         self,
         index: Index,
         replay: Replay,
-        shapes: Mapping[str, tuple[int, ...]],
         batch_size: int,
         advance: Callable[[float], Any] | None,
     ):
-        self.index, self.replay, self.shapes = index, replay, shapes
+        self.index, self.replay = index, replay
         self.batch_size, self.advance = batch_size, advance
         self.names = index.about["parameters"]
         self.checked = False
@@ -154,12 +159,11 @@ class _Builder:
             numbers = sorted(number for step, number in mine if step == checkpoint.step)
             if not numbers:
                 continue
-            self._write_balance(checkpoint)
             documents, gradients = loss_gradients(replay.path, checkpoint, rates, clips)
             replay.go_to(checkpoint.step)
             replay.model.eval()
-            like = next(iter(replay.parameters.values())).detach()
-            projection = index.projection(checkpoint.step, self.shapes, like)
+            sizes = step_sizes(replay.path, checkpoint)
+            projection = index.projection(checkpoint.step, replay.parameters, sizes)
             if not self.checked:
                 self._check(projection, documents, gradients)
             for number in numbers:
@@ -221,9 +225,9 @@ class _Builder:
         rows = self._rows_of(projection, some, gradients[: len(some)])
         model.zero_grad()
         self._backward(self._inputs(some), gradients[: len(some)])
-        balance = getattr(projection, "balance", {})
+        # A direction is divided by the scale, a gradient multiplied.
         whole = {
-            name: parameter.grad * _square(balance.get(name), parameter)
+            name: parameter.grad * projection.scale(name) ** 2
             for name, parameter in self.replay.parameters.items()
             if name in self.names and parameter.grad is not None
         }
@@ -244,12 +248,6 @@ class _Builder:
             return self._rows(projection, some, gradients)
         finally:
             self.advance = advance
-
-    def _write_balance(self, checkpoint: Checkpoint) -> None:
-        sizes = step_sizes(self.replay.path, checkpoint) or {}
-        balance: Balance = {n: balanced(sizes[n]) for n in self.names if n in sizes}
-        if self.index.about["dimensions"] is not None:
-            self.index.write_balance(checkpoint.step, balance)
 
     def _keep_weights(self) -> None:
         """Replay to the step whose weights the training handed over: no snapshot has them."""
@@ -272,14 +270,6 @@ def _visited(path: RecordedPath, checkpoint: Checkpoint) -> set[int]:
         for batches in path.batches(first, min(first + every, checkpoint.after)):
             found.update(*(batch.documents for batch in batches))
     return found
-
-
-def _square(factors: tuple[Tensor, ...] | None, parameter: Tensor) -> Tensor | float:
-    """The balance as it multiplies a gradient, squared: a direction is divided by it once."""
-    if factors is None:
-        return 1.0
-    each = [factor.to(parameter) ** 2 for factor in factors]
-    return each[0].view(parameter.shape) if len(each) == 1 else each[0][:, None] * each[1]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Checkpoint:
         step: the snapshot.
         first: first step it stands for.
         after: the step after the last.
-        moments: the snapshot with Adam's second moments: itself, or for the start the next one.
+        moments: the snapshot with Adam's second moments: the first after its steps. They hold the
+            steps' own gradients, without which a step size may be far too large.
         ratios: step sizes of each parameter group over those of the path's leading group.
         decay: of each group, the sum of decoupled weight decay.
         coupled: of each group, of decay that is part of the gradient.
@@ -87,7 +88,7 @@ def plan_checkpoints(path: RecordedPath, number: int) -> Plan:
                 step=step,
                 first=first,
                 after=after,
-                moments=_with_moments(path, step),
+                moments=min((s for s in path.snapshots if s >= after), default=snapshots[-1]),
                 ratios=tuple(float(s / sums[leading]) if sums[leading] else 0.0 for s in sums),
                 decay=tuple(
                     float(s * o["weight_decay"] * d)
@@ -192,12 +193,6 @@ def _reach(learning: np.ndarray, options: dict[str, Any]) -> np.ndarray:
 def _decoupled(path: RecordedPath, options: dict[str, Any]) -> bool:
     adam = path.about["optimizer"] != "SGD"
     return adam and bool(options.get("decoupled_weight_decay"))
-
-
-def _with_moments(path: RecordedPath, step: int) -> int:
-    if path.about["optimizer"] == "SGD" or step > 0:
-        return step
-    return next((s for s in path.snapshots if s > 0), 0)
 
 
 def as_checkpoints(rows: Sequence[dict[str, Any]]) -> tuple[Checkpoint, ...]:

@@ -1,5 +1,8 @@
 """Per-example gradients in few numbers, so that inner products stay what they are on average.
 
+:class:`Sketches` never forms a layer's gradient, which pays for layers thousands of units wide;
+:class:`~longarc.attribution.index.hashed.Hashed` does, and errs less for its size.
+
 The gradient of a matrix parameter is a sum over tokens of outer products, G = Σ_t l_t r_tᵀ: for a
 linear layer of what came back at its output and what went in, for an embedding of an index and
 what came back. With random signs P (rows, w) and Q (cols, w), PᵀGQ/w = Σ_t (Pᵀl_t)(Qᵀr_t)ᵀ/w needs
@@ -49,6 +52,10 @@ class Projection(Protocol):
 
     def direction(self, parts: Mapping[str, Tensor]) -> Tensor:
         """(size,), whose inner product with a row is that of the parts with the gradient."""
+        ...
+
+    def scale(self, name: str) -> Tensor | float:
+        """What gradients of a parameter are multiplied with, entry by entry."""
         ...
 
 
@@ -147,6 +154,13 @@ class Sketches:
             into.add_((left @ right).reshape(1, -1))
         return into[0]
 
+    def scale(self, name: str) -> Tensor | float:
+        """See :class:`Projection`."""
+        if name not in self.balance:
+            return 1.0
+        factors = [factor.to(self.like) for factor in self.balance[name]]
+        return factors[0] if len(factors) == 1 else factors[0][:, None] * factors[1]
+
     def _scaled(self, name: str) -> tuple[Tensor, ...]:
         """A matrix's signs with the balance on them; of a vector places, signs and balance."""
         if name not in self._known:
@@ -181,9 +195,7 @@ class Sketches:
 
     def _draw(self, what: str, below: int, shape: tuple[int, ...]) -> Tensor:
         """Whole numbers from 0; on the CPU, so that every device has the same."""
-        digest = hashlib.blake2b(f"{self.seed}/{what}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        return torch.randint(below, shape, generator=generator)
+        return torch.randint(below, shape, generator=generator_of(self.seed, what))
 
 
 class Whole:
@@ -218,9 +230,19 @@ class Whole:
             self._place(into, name).copy_(part.reshape(1, -1))
         return into[0]
 
+    def scale(self, name: str) -> float:
+        """See :class:`Projection`."""
+        return 1.0
+
     def _place(self, into: Tensor, name: str) -> Tensor:
         at = self._at[name]
         return into[:, at : at + torch.Size(self.shapes[name]).numel()]
+
+
+def generator_of(seed: int, what: str) -> torch.Generator:
+    """Random numbers that depend on a seed and a text; on the CPU, so that every device agrees."""
+    digest = hashlib.blake2b(f"{seed}/{what}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def _offsets(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:

@@ -56,21 +56,20 @@ def scores(
     sum_variances = np.zeros(queries)
     for c, (checkpoint, wanted) in enumerate(zip(index.checkpoints, directions, strict=True)):
         kind = torch.promote_types(wanted.dtype, torch.float32)
-        sides = wanted.to(kind).view(queries, sketches, -1).permute(1, 2, 0)  # (S, w², Q)
-        totals = torch.zeros(sketches, queries, dtype=torch.float64)
+        wanted = wanted.to(kind)
+        whole = torch.zeros(1, wanted.shape[1], dtype=torch.float64)
         for documents, scales, rows in index.each_part(checkpoint.step):
-            each = rows.to(wanted.device, kind).view(len(rows), sketches, -1).transpose(0, 1)
-            estimates = (each @ sides).cpu().double() * scales.double()[:, None]  # (S, n, Q)
-            mean = estimates.sum(dim=0)
+            rows = rows.to(wanted.device, kind) * scales.to(wanted.device, kind)[:, None]
+            value, variance = estimates(rows, wanted, sketches)
             at = documents.numpy()
-            values[:, at] += mean.T.numpy()
-            variances[:, at] += _variance(estimates, mean).T.numpy()
-            totals += estimates.sum(dim=1)
+            values[:, at] += value.numpy()
+            variances[:, at] += variance.numpy()
+            whole += rows.cpu().sum(dim=0, dtype=torch.float64)
             if advance is not None:
                 advance(len(rows))
-        whole = totals.sum(dim=0)
-        sums[:, c] = whole.numpy()
-        sum_variances += _variance(totals, whole).numpy()
+        value, variance = estimates(whole, wanted.cpu().double(), sketches)
+        sums[:, c] = value[:, 0].numpy()
+        sum_variances += variance[:, 0].numpy()
     return Scores(values, np.sqrt(variances), sums, np.sqrt(sum_variances))
 
 
@@ -87,9 +86,22 @@ def top(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(some, order, axis=1), np.take_along_axis(there, order, axis=1)
 
 
-def _variance(parts: Tensor, total: Tensor) -> Tensor:
-    """Of the sum of S independent estimates of the S-th part each, (S, …); 0 where S is 1."""
-    number = len(parts)
-    if number < 2:
-        return torch.zeros_like(total)
-    return ((parts - total / number) ** 2).sum(dim=0) * number / (number - 1)
+def estimates(rows: Tensor, wanted: Tensor, sketches: int) -> tuple[Tensor, Tensor]:
+    """Inner products (Q, n) of directions (Q, size) and rows (n, size), and their variances.
+
+    Each of S sketches gives an S-th part; S independent parts p vary in their sum as
+    (S Σ p² − (Σ p)²)/(S − 1), which is 0 by convention where S is 1. A count sketch (S = size) of
+    g and u varies by about (‖g‖²‖u‖² + ⟨g, u⟩²)/size, and knows the norms. In float64, on the CPU.
+    """
+    queries, number, size = len(wanted), len(rows), rows.shape[1]
+    if sketches == size:
+        value = (wanted @ rows.T).cpu().double()
+        norms = wanted.square().sum(dim=1)[:, None] * rows.square().sum(dim=1)
+        return value, (norms.cpu().double() + value**2) / size
+    sides = wanted.view(queries, sketches, -1).transpose(0, 1)
+    parts = sides @ rows.view(number, sketches, -1).permute(1, 2, 0)  # (S, Q, n)
+    parts = parts.cpu().double()
+    value, squares = parts.sum(dim=0), parts.square().sum(dim=0)
+    if sketches == 1:
+        return value, torch.zeros_like(value)
+    return value, (sketches * squares - value**2).clamp(min=0) / (sketches - 1)

@@ -1,8 +1,8 @@
 """An index on the disk: ``index.json``, and files of rows that appear whole or not at all.
 
-``checkpoint-STEP.safetensors`` has the balance of a checkpoint, ``part-STEP-NUMBER.safetensors``
-the rows of up to ``part`` documents: ``documents`` (n,) int64, ``scales`` (n,) float32 and ``rows``
-(n, size), float16 unless another type was asked for; a row is its numbers times its scale.
+``part-STEP-NUMBER.safetensors`` has the rows of up to ``part`` documents at a checkpoint:
+``documents`` (n,) int64, ``scales`` (n,) float32 and ``rows`` (n, size), float16 unless another
+type was asked for; a row is its numbers times its scale.
 ``kept.safetensors`` has the weights that the training handed over, where they are no snapshot.
 A part that is there is done: that is all it takes to go on after an interruption, with any number
 of processes.
@@ -22,8 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longarc.attribution.index.hashed import Hashed
 from longarc.attribution.index.plan import Checkpoint, as_checkpoints
-from longarc.attribution.index.projection import Balance, Projection, Sketches, Whole
+from longarc.attribution.index.projection import Projection, Sketches, Whole, balanced
 from longarc.errors import RunError
 from longarc.files import whole_file, write_json
 from longarc.training.recorded_path import RecordedPath
@@ -124,32 +125,28 @@ class Index:
             if at == step:
                 yield self.read_part(at, number)
 
-    def write_balance(self, step: int, balance: Balance) -> None:
-        """Write the factors of a checkpoint's gradients."""
-        tensors = {
-            f"{i}.{name}": factor
-            for name, factors in balance.items()
-            for i, factor in enumerate(factors)
-        }
-        self._save(tensors, self._balance_file(step))
+    def projection(
+        self, step: int, like: Mapping[str, Tensor], sizes: Mapping[str, Tensor] | None
+    ) -> Projection:
+        """The projection of a checkpoint's rows; each checkpoint has signs of its own.
 
-    def projection(self, step: int, shapes: Mapping[str, Any], like: Tensor) -> Projection:
-        """The projection of a checkpoint's rows; each checkpoint has signs of its own."""
-        shapes = {name: tuple(shapes[name]) for name in self.about["parameters"]}
-        if self.about["dimensions"] is None:
-            return Whole(shapes, like=like)
-        balance: dict[str, tuple[Tensor, ...]] = {}
-        for key, factor in sorted(load_file(self._balance_file(step)).items()):
-            name = key.partition(".")[2]
-            balance[name] = (*balance.get(name, ()), factor)
-        return Sketches(
-            shapes,
-            self.about["dimensions"],
-            width=self.about["width"],
-            seed=hash_of(f"{self.about['seed']}/{step}"),
-            balance=balance,
-            like=like,
-        )
+        Args:
+            step: the checkpoint.
+            like: the parameters, by name.
+            sizes: their step sizes there, whose roots balance it; None for all 1.
+        """
+        names = self.about["parameters"]
+        shapes = {name: tuple(like[name].shape) for name in names}
+        some = like[names[0]].detach()
+        size, seed = self.about["dimensions"], hash_of(f"{self.about['seed']}/{step}")
+        sizes = {} if sizes is None else {name: sizes[name].to(some) for name in names}
+        if size is None:
+            return Whole(shapes, like=some)
+        if self.about["projection"] == "factored":
+            balance = {name: balanced(each) for name, each in sizes.items()}
+            return Sketches(shapes, size, seed=seed, balance=balance, like=some)
+        roots = {name: each.sqrt() for name, each in sizes.items()}
+        return Hashed(shapes, size, seed=seed, weights=roots, like=some)
 
     def kept_weights(self, path: RecordedPath) -> dict[str, Tensor]:
         """The trained parameters that the training handed over, by name."""
@@ -163,9 +160,6 @@ class Index:
     def write_kept(self, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights that no snapshot has."""
         self._save(dict(weights), self.folder / "kept.safetensors")
-
-    def _balance_file(self, step: int) -> Path:
-        return self.folder / f"checkpoint-{step:08d}.safetensors"
 
     def _save(self, tensors: dict[str, Tensor], file: Path) -> None:
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -200,7 +194,7 @@ def create(folder: Path, about: dict[str, Any]) -> Index:
 def remove(folder: Path) -> None:
     """Remove an index; the description first, so that no part is taken for one of a new index."""
     (folder / "index.json").unlink(missing_ok=True)
-    for file in (*folder.glob("part-*.safetensors"), *folder.glob("checkpoint-*.safetensors")):
+    for file in folder.glob("part-*.safetensors"):
         file.unlink()
     (folder / "kept.safetensors").unlink(missing_ok=True)
 

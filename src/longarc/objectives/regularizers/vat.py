@@ -45,7 +45,7 @@ class VAT(Regularizer):
     uses_embeddings = True
 
     def __init__(
-        self, epsilon: float = 0.2, weight: float = 1.0, xi: float = 0.1, power_steps: int = 1
+        self, epsilon: float = 0.2, weight: float = 1.0, xi: float = 0.5, power_steps: int = 1
     ):
         self.epsilon = check_number("epsilon", epsilon)
         self.weight = check_number("weight", weight)
