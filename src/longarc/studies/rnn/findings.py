@@ -227,8 +227,8 @@ def _starts(measured: Measured) -> list[Finding]:
             f"{told(ranges['gru'], '.3f')} against {told(ranges['lstm'], '.3f')}",
             above(wide),
             "Largest minus smallest growth a step in nats over the scales, before any training; "
-            f"output-gated GRU {told(ranges['output-gated-gru'], '.3f')}. {how} above 0 for the "
-            "difference.",
+            f"output-gated GRU {told(ranges['output-gated-gru'], '.3f')}, LSTM with a forget bias "
+            f"of 0 {told(ranges[NO_BIAS], '.3f')}. {how} above 0 for the difference.",
         ),
         Finding(
             "At the largest start a ReLU RNN’s gradient grows faster than a tanh RNN’s.",
