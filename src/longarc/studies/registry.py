@@ -67,7 +67,7 @@ STUDIES: dict[str, StudyInfo] = {
     "rnn": StudyInfo(
         "longarc.studies.rnn.study:rnn",
         "recurrent cells: bounds, gates and the Jacobian's terms, from exercises to texts",
-        seconds=1500,
+        seconds=600,
         takes=("tables", "reporter"),
     ),
     "simsiam": StudyInfo(
