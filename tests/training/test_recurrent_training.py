@@ -202,6 +202,10 @@ def test_defaults_suit_the_model_and_give_way_to_what_is_named():
     named = TrainConfig(model="gru", learning_rate=1e-4, epochs=3, pooling="mean")
     assert (named.learning_rate, named.epochs, named.pooling) == (1e-4, 3, "mean")
     assert dataclasses.replace(named, seed=1).learning_rate == 1e-4
+    assert (fine.embedding_factor, scratch.embedding_factor) == (1, 1)
+    borrowed = TrainConfig(model="gru", embeddings="minilm")
+    assert borrowed.embedding_factor == 0.1
+    assert TrainConfig(model="gru", embeddings="minilm", embedding_factor=1).embedding_factor == 1
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
