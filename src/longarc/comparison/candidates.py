@@ -1,4 +1,4 @@
-"""The candidates of a comparison: named options of ``longarc train``, checked before anything runs."""
+"""The candidates of a comparison: named options of ``longarc train``, checked before any runs."""
 
 from __future__ import annotations
 
@@ -41,12 +41,10 @@ SETTLED = {
 }
 """Options that no candidate can name, and why."""
 
-OPTIONS = [
-    f.name for f in dataclasses.fields(TrainConfig) if f.name not in (*SHARED, *SETTLED)
-]
+OPTIONS = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in (*SHARED, *SETTLED)]
 
 DEFAULTS: dict[str, Any] = {"patience": 0, "monitors": False}
-"""What differs from ``longarc train``: the budget is used up, and nothing else is measured in it."""
+"""What differs from ``longarc train``: the budget is used up, and nothing else is measured."""
 
 
 @dataclass(frozen=True)

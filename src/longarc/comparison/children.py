@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,10 +55,8 @@ def run_training(slot: Path, log: Path, watch: Callable[[], None]) -> int:
                 time.sleep(POLL)
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT if sys.platform != "win32" else signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                pass
             raise
         return process.returncode
 
@@ -92,11 +90,9 @@ class Reader:
     def turn(self) -> dict[str, Any]:
         """Let it predict every document once; ``seconds``, ``peak_mib``, ``gpu_peak_mib``."""
         stream: TextIO = self.process.stdin
-        try:
+        with suppress(BrokenPipeError):  # the answer says how it ended
             stream.write("turn\n")
             stream.flush()
-        except BrokenPipeError:
-            pass  # the answer says how it ended
         return self.answer()
 
 

@@ -100,7 +100,7 @@ def compare(
     in_memory = data is not None and not isinstance(data, str | Path)
     named = f"<{type(data).__name__} in memory>" if in_memory else str(data or "")
     inline = candidates if isinstance(candidates, Mapping) else None
-    values = {n: str(v) if isinstance(v, Path) else v for n, v in options.items()}
+    values: dict[str, Any] = {n: str(v) if isinstance(v, Path) else v for n, v in options.items()}
     config = CompareConfig(
         data=named, candidates="(in Python)" if inline is not None else str(candidates),
         out=str(out), **values,

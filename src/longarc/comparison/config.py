@@ -64,7 +64,8 @@ class CompareConfig:
     )
     limit: int | None = option(None, "use only this many rows of DATA, drawn at random")
     seeds: list | None = option(
-        None, "seeds of split, head, order and dropout; each candidate is trained with each; default: 0"
+        None,
+        "seeds of split, head, order and dropout; each candidate is trained with each; default: 0",
     )
     documents: int = option(64, "held-out documents that the speed of prediction is measured on")
     repeats: int = option(5, "turns of each candidate that the speed of prediction is measured in")
@@ -87,7 +88,9 @@ class CompareConfig:
         for seed in self.every_seed:
             check_whole("--seeds", seed, at_most=2**32 - 1)
         if len(set(self.every_seed)) < len(self.every_seed):
-            raise OptionError(f"--seeds names one twice: {self.every_seed}. Expected different ones.")
+            raise OptionError(
+                f"--seeds names one twice: {self.every_seed}. Expected different ones."
+            )
         if self.budget_minutes == 0:
             raise OptionError("--budget-minutes is 0: expected more than that.")
         if not self.candidates:

@@ -1,9 +1,10 @@
-"""From finished runs to a row for each candidate: quality, speed, memory, and who is on the front."""
+"""From finished runs to a row for each candidate: quality, speed, memory, the front."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def _row(
         "runs": [str(slot.run.relative_to(root)) for slot in slots if slot.finished],
         "front": False,
     }
-    failed = [read(slot.failure).get("why", "it did not run") for slot in slots if not slot.finished]
+    failed = [
+        read(slot.failure).get("why", "it did not run") for slot in slots if not slot.finished
+    ]
     if failed:
         return {**row, "why": failed[0]}, None
     if "why" in reading:
@@ -118,7 +121,7 @@ def _peak(measured: dict[str, Any]) -> float | None:
 
 
 def _resampled(slot: Slot, split: str) -> dict[str, np.ndarray]:
-    """Figures on resampled documents; the same draws for each candidate, so that they are paired."""
+    """Figures on resampled documents; the same draws for every candidate pair them."""
     import pyarrow.compute
     import pyarrow.parquet
 
@@ -151,7 +154,7 @@ def _training_speed(slot: Slot) -> float | None:
     records = [json.loads(line) for line in folder.log_file.read_text("utf-8").splitlines()]
     job = read(slot.job)
     documents = seconds = epoch = 0.0
-    for before, record in zip(records, records[1:], strict=False):
+    for before, record in pairwise(records):
         if record["event"] != "train":
             continue
         if before["event"] != "start":  # what precedes a first step is not of the step

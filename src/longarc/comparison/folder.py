@@ -113,7 +113,9 @@ def resumed(config: CompareConfig) -> CompareConfig:
     }
     differing = {n: (saved.get(n), v) for n, v in given.items() if saved.get(n) != v}
     if differing:
-        named = "; ".join(f"{n}: {then!r} then, {now!r} now" for n, (then, now) in differing.items())
+        named = "; ".join(
+            f"{n}: {then!r} then, {now!r} now" for n, (then, now) in differing.items()
+        )
         raise RunError(
             f"the comparison in {folder.path} began with other options ({named}). "
             f"{folder.how_to_resume()}"

@@ -1,4 +1,4 @@
-"""The comparison: each candidate trained in a process of its own, then all of them timed, then drawn.
+"""The comparison: each candidate trained in its own process, then all timed, then drawn.
 
 This process imports no torch: it starts the others, watches them, and reads what they wrote.
 """
@@ -284,7 +284,9 @@ class _Part:
         """Read the end of the log."""
         step = self._step()
         done = 0.1 + 0.8 * step / self.steps if self.steps else 0.0
-        remark = f"{self.name}: step {step} of {self.steps}" if self.steps else f"{self.name}: starting"
+        remark = (
+            f"{self.name}: step {step} of {self.steps}" if self.steps else f"{self.name}: starting"
+        )
         self.advance(max(done - self.done, 0.0), remark)
         self.done = max(done, self.done)
 

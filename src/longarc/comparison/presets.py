@@ -43,7 +43,10 @@ def _attention(length: int, multi_label: bool) -> dict[str, dict[str, Any]]:
         **{name: {"attention": name, **longer} for name in kernels},
         "learned": {"attention": "learned", "attention_minutes": 2.0, **longer},
         "lstm": {"model": "lstm", "embeddings": "minilm"},
-        **{f"{name} from scratch": {"model": f"scratch-{name}", **SCRATCH_OPTIONS} for name in scratch},
+        **{
+            f"{name} from scratch": {"model": f"scratch-{name}", **SCRATCH_OPTIONS}
+            for name in scratch
+        },
     }
 
 
@@ -53,7 +56,14 @@ def _tail(length: int, multi_label: bool) -> dict[str, dict[str, Any]]:
         losses = ("binary-cross-entropy", "focal", "asymmetric", "multilabel-softmax")
         recipes = ("post-hoc", "crt")
     else:
-        losses = ("cross-entropy", "class-weighted", "class-balanced", "focal", "ldam", "logit-adjusted")
+        losses = (
+            "cross-entropy",
+            "class-weighted",
+            "class-balanced",
+            "focal",
+            "ldam",
+            "logit-adjusted",
+        )
         recipes = ("post-hoc", "tau-norm", "crt")
     return {
         **{loss: {"loss": loss} for loss in losses},

@@ -24,8 +24,8 @@ def measure_reading(
     """Documents a second of each run, and the peak memory of the process that predicted.
 
     Every run has a process of its own that stays alive. All of them warm up with one turn; then
-    ``repeats`` rounds follow, in each of which every run has a turn, in an order that moves on by one
-    from round to round. A process that fails leaves the others.
+    ``repeats`` rounds follow, in each of which every run has a turn, in an order that moves on by
+    one from round to round. A process that fails leaves the others.
 
     Args:
         runs: run folder by name.

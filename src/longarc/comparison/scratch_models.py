@@ -4,8 +4,8 @@ All three have its tokenizer and start with its token vectors, as ``--model lstm
 minilm`` does; everything else is random, and the same for the same seed.
 
 transformers' Nyströmformer is not among them. Where its ``num_landmarks`` and
-``segment_means_seq_len`` are the same number, as by default, it computes exact attention; where
-they differ, it takes batches padded to one fixed length alone, and longarc pads to the longest text.
+``segment_means_seq_len`` are the same number, as by default, it computes exact attention. Where
+they differ, it takes batches padded to one fixed length alone, and longarc pads to the longest.
 """
 
 from __future__ import annotations

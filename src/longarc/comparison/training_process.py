@@ -61,9 +61,7 @@ def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: flo
         config.model, config.max_length = str(folder), length
     steps = _steps(slot, config, job)
     if steps:
-        config.epochs = epochs_for(
-            steps, job["documents"], config.batch_size, config.accumulation
-        )
+        config.epochs = epochs_for(steps, job["documents"], config.batch_size, config.accumulation)
     folder = RunFolder(config.run)
     config.resume = folder.config_file.is_file() and not folder.complete
     if folder.complete:  # the process before had trained it, and ended before it said so
@@ -80,7 +78,7 @@ def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: flo
 
 
 def _steps(slot: Slot, config: TrainConfig, job: dict[str, Any]) -> int:
-    """Updates that the budget comes to; once measured they stay, as a resumed run needs the same."""
+    """Updates that the budget comes to; once measured they stay, as a resumed run needs them."""
     budget = Budget(**job["budget"])
     if budget.kind != "minutes" or config.freeze:
         return budget.steps(config)
@@ -113,7 +111,9 @@ def _device(config: TrainConfig) -> str:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock would be held when the interpreter ends.
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -17,7 +17,7 @@ from longarc.files import whole_file, write_text
 from longarc.report.drawing import png, shorten
 from longarc.report.measures import Figure, figure
 from longarc.report.page import render
-from longarc.report.quantities import thousands
+from longarc.report.quantities import rate, thousands
 from longarc.report.trade_off_chart import Point, trade_off_chart
 
 if TYPE_CHECKING:
@@ -99,21 +99,17 @@ def sentence_of(found: dict[str, Any]) -> str:
     )
     less = fastest["less_than_best"] or {"low": 0.0, "high": 0.0, "value": 0.0}
     settled = less["low"] > 0 or less["high"] < 0
-    told = f"{less['low']:+.3f} … {less['high']:+.3f}"
-    behind = (
-        f"{less['value']:.3f} less macro-F1 (95 %: {told})"
-        if settled
-        else f"{less['value']:.3f} less macro-F1, which these documents do not settle (95 %: {told})"
-    )
+    open_question = "" if settled else ", which these documents do not settle"
     return (
-        f"{best['name']} has the best macro-F1, {best['macro_f1']['value']:.3f}. The fastest on the "
-        f"front, {fastest['name']}, predicts {times:.1f} times as many documents a second, with "
-        f"{behind}."
+        f"{best['name']} has the best macro-F1, {best['macro_f1']['value']:.3f}. The fastest on "
+        f"the front, {fastest['name']}, predicts {times:.1f} times as many documents a second, "
+        f"with {less['value']:.3f} less macro-F1{open_question} (95 % interval {less['low']:+.3f} … "
+        f"{less['high']:+.3f})."
     )
 
 
 def _speed(row: dict[str, Any]) -> str:
-    return f"{row['prediction_documents_per_second']['median']:.3g}"
+    return rate(row["prediction_documents_per_second"]["median"])
 
 
 def chart_of(found: dict[str, Any]) -> Any:
@@ -166,6 +162,8 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
                 **row,
                 "quality": figure(row, "macro_f1"),
                 "accuracy": figure(row, "accuracy"),
+                "training_peak": _whole(row["training_peak_mib"]),
+                "prediction_peak": _whole(row["prediction_peak_mib"]),
                 "link": _link(row, folder),
                 "options": _written(row["options"]),
             }
@@ -173,7 +171,8 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         ],
         "failed": [row for row in found["candidates"] if row["why"] is not None],
         "untimed": [row for row in finished if row["prediction_documents_per_second"] is None],
-        "baseline": baseline and (baseline["name"], Figure(*(baseline[k] for k in ("value", "low", "high")))),  # noqa: E501
+        "baseline": baseline
+        and (baseline["name"], Figure(*(baseline[k] for k in ("value", "low", "high")))),
         "whose": WHOSE,
         "machine": _machine(found["machine"]),
         "several": len(found["seeds"]) > 1,
@@ -193,6 +192,10 @@ def _link(row: dict[str, Any], folder: Path) -> str | None:
     return quote(Path(os.path.relpath(report, folder)).as_posix())
 
 
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
 def _written(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in options.items()) or "as they are"
 
@@ -204,7 +207,7 @@ def _machine(machine: dict[str, Any]) -> str:
         f"{machine['memory_gib']:g} GiB" if machine.get("memory_gib") else "",
         machine["system"],
         f"device {machine['device']}" if machine.get("device") else "",
-        f"{machine['threads']} threads a process" if machine.get("threads") else "",
+        f"threads in a process: {machine['threads']}" if machine.get("threads") else "",
         f"torch {machine['torch']}",
         f"transformers {machine['transformers']}",
         f"longarc {machine['longarc']}",
@@ -242,8 +245,8 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
         cells = [
             shorten(row["name"], 40),
             f"{quality['value']:.3f} ({quality['low']:.3f}–{quality['high']:.3f})",
-            "–" if speed is None else f"{speed['median']:.3g}",
-            _or_dash(row["training_documents_per_second"], ".3g"),
+            "–" if speed is None else rate(speed["median"]),
+            rate(row["training_documents_per_second"]),
             _or_dash(row["training_peak_mib"], ",.0f"),
             _or_dash(row["minutes"], ".1f"),
             "front" if row["front"] else "",

@@ -27,13 +27,13 @@ GREY = "#8b94a0"
 LARGEST = 1500.0
 """Square pixels of the circle of the largest peak."""
 
-LEFT, RIGHT = 58, 14
+LEFT, RIGHT = 72, 14
 """Pixels beside the drawing: the axis with its title, and what the last number sticks out."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate: macro-F1 with its interval, documents a second with their spread, peak in MiB."""
+    """A candidate: macro-F1 and its interval, documents a second and their spread, peak in MiB."""
 
     name: str
     quality: float
@@ -92,10 +92,21 @@ def trade_off_chart(
             Box(c.x - 1, to_y(p.high), 2, to_y(p.low) - to_y(p.high))
             for c, p in zip(circles, points, strict=True)
         ]
+        bars += [
+            Box(to_x(p.slowest), c.y - 1, to_x(p.fastest) - to_x(p.slowest), 2)
+            for c, p in zip(circles, points, strict=True)
+        ]
+        if baseline is not None:
+            told = f"{baseline[0]} {baseline[1]:.3f}"
+            above = to_y(baseline[1])
+            bars += [Box(0, above - 1, across, 2), Box(0, above - 14, text_width(told, 11) + 6, 14)]
         labels = place_labels(
-            circles, [text_width(name, size) for name in names], width=across, height=down,
+            circles,
+            [text_width(n, size, bold=p.front) for n, p in zip(names, points, strict=True)],
+            width=across,
+            height=down,
             obstacles=bars,
-        )  # fmt: skip
+        )
 
         def from_pixels(x: float, y: float) -> dict[str, float]:
             return {
@@ -113,7 +124,9 @@ def trade_off_chart(
             "quality:Q",
             title="macro-F1",
             scale=alt.Scale(domain=[floor, ceiling], nice=False, zero=False),
-            axis=alt.Axis(tickCount=6, format=".2~f", domain=False, ticks=False, minExtent=30, maxExtent=30),
+            axis=alt.Axis(
+                tickCount=6, format=".2~f", domain=False, ticks=False, minExtent=30, maxExtent=30
+            ),
         )
         rows = [
             {
@@ -127,8 +140,10 @@ def trade_off_chart(
         colour = alt.Color("colour:N", scale=None)
         layers: list[Any] = []
         if baseline is not None:
-            told = {"name": f"{baseline[0]} {baseline[1]:.3f}", "quality": baseline[1], "speed": slow}
-            line = alt.Chart(data_of([told]))
+            mark = {
+                "name": f"{baseline[0]} {baseline[1]:.3f}", "quality": baseline[1], "speed": slow,
+            }  # fmt: skip
+            line = alt.Chart(data_of([mark]))
             layers.append(
                 line.mark_rule(color=ORANGE, strokeDash=[5, 4], strokeWidth=1.5).encode(y=y)
             )
@@ -173,7 +188,9 @@ def trade_off_chart(
             {
                 "name": name,
                 "bold": p.front,
-                **from_pixels(label.box.x + label.box.width / 2, label.box.y + label.box.height / 2),
+                **from_pixels(
+                    label.box.x + label.box.width / 2, label.box.y + label.box.height / 2
+                ),
             }
             for name, p, label in zip(names, points, labels, strict=True)
         ]
@@ -211,13 +228,20 @@ def _legend(top: float, memory: str, scale: float, across: int) -> Any:
     import altair as alt
 
     values = legend_values(top)
-    rows, x = [], 0.0
+    rows = []
     heading = f"peak memory {memory}".strip() + ":"
-    x = text_width(heading, 11) + 12
+    x = text_width(heading, 11) + 10
     for value in values:
         radius = math.sqrt(scale * LARGEST * value / top / math.pi)
         text = f"{value:,.0f} MiB" if value < 1024 else f"{value / 1024:g} GiB"
-        rows.append({"x": x + radius, "text_x": x + 2 * radius + 5, "area": scale * LARGEST * value / top, "text": text})  # noqa: E501
+        rows.append(
+            {
+                "x": x + radius,
+                "text_x": x + 2 * radius + 5,
+                "area": scale * LARGEST * value / top,
+                "text": text,
+            }
+        )
         x += 2 * radius + 5 + text_width(text, 11) + 14
     place: dict[str, Any] = {"scale": alt.Scale(domain=[0, across], nice=False), "axis": None}
     base = alt.Chart(data_of(rows))
