@@ -16,7 +16,7 @@ from rich.console import Console
 
 from longarc.comparison.budget import Budget
 from longarc.comparison.candidates import Candidate, make_candidates, read_candidates
-from longarc.comparison.children import how_it_ended, run_training
+from longarc.comparison.children import how_it_ended, run_training, stoppable
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
 from longarc.comparison.folder import CompareFolder, cleared, refuse_existing, resumed
@@ -133,8 +133,9 @@ class _Job:
         """Train, time, draw."""
         before = machine()
         try:
-            self._train()
-            reading = self._read()
+            with stoppable():
+                self._train()
+                reading = self._read()
         except KeyboardInterrupt:
             raise Interrupted(f"stopped. {self.folder.how_to_resume()}") from None
         self._write(reading, before)

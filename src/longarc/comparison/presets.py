@@ -77,7 +77,7 @@ def _everything_small(length: int, multi_label: bool) -> dict[str, dict[str, Any
     """Something of each: lengths, kernels, a cell, a loss, no training at all."""
     adjusted = {} if multi_label else {"loss": "logit-adjusted"}
     return {
-        f"exact, {length // 4} tokens": {"max_length": length // 4},
+        f"exact, {length // 2} tokens": {"max_length": length // 2},
         f"exact, {length} tokens": {},
         "logit-adjusted" if adjusted else "asymmetric": adjusted or {"loss": "asymmetric"},
         "probe only": {"freeze": True},
@@ -95,7 +95,7 @@ PRESETS: dict[str, Preset] = {
     "tail": Preset(_tail, length=256),
     "everything-small": Preset(
         _everything_small,
-        length=256,
+        length=128,
         budget=Budget("examples", 320),
         limit=600,
         fractions=(0.1, 0.3),

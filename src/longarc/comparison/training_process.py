@@ -45,6 +45,8 @@ def main(slot: Slot) -> int:
 
 
 def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: float) -> None:
+    config = TrainConfig(**job["config"])
+    config.validate()
     import torch
     from rich.console import Console
 
@@ -52,7 +54,6 @@ def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: flo
     from longarc.report.html import write_report
     from longarc.training.job import train
 
-    config = TrainConfig(**job["config"])
     if config.model in SCRATCH:
         from longarc.comparison.scratch_models import scratch_folder
 

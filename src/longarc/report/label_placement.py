@@ -103,7 +103,7 @@ def place_labels(
 
     placed: dict[int, Label] = {}
     for i in sorted(range(len(circles)), key=crowd):
-        best: tuple[float, Label] | None = None
+        best: tuple[tuple[float, float], Label] | None = None
         for label in _places(circles[i], widths[i], line, width, height):
             box = label.box
             hard = sum(box.overlap(other) for other in taken)
@@ -111,10 +111,10 @@ def place_labels(
             soft = sum(box.overlap(other) for other in obstacles)
             # A name that needs a line is worth avoiding one bar, and the less, the farther it is.
             away = 40 + 0.3 * _distance(box, circles[i]) ** 0.5 if label.led else 0.0
-            cost = 1000 * hard + soft + away
-            if best is None or cost < best[0] - 1e-9:
+            cost = (round(hard, 6), round(soft + away, 6))
+            if best is None or cost < best[0]:
                 best = (cost, label)
-            if cost == 0:
+            if cost == (0, 0):
                 break
         if best is not None:
             placed[i] = best[1]

@@ -132,7 +132,7 @@ def trade_off_chart(
             {
                 "name": name, "speed": p.speed, "quality": p.quality, "low": p.low, "high": p.high,
                 "slowest": p.slowest, "fastest": p.fastest, "memory": p.memory,
-                "area": area(p), "colour": BLUE if p.front else GREY,
+                "size": _size(area(p)), "colour": BLUE if p.front else GREY,
             }
             for name, p in zip(names, points, strict=True)
         ]  # fmt: skip
@@ -164,7 +164,7 @@ def trade_off_chart(
                 x=alt.X("slowest:Q"), x2="fastest:Q", y=y, color=colour
             ),
             base.mark_point(filled=True, opacity=0.55, strokeWidth=0).encode(
-                x=x, y=y, color=colour, size=alt.Size("area:Q", scale=None)
+                x=x, y=y, color=colour, size=alt.Size("size:Q", scale=None)
             ),
         ]
         leaders = []
@@ -238,7 +238,7 @@ def _legend(top: float, memory: str, scale: float, across: int) -> Any:
             {
                 "x": x + radius,
                 "text_x": x + 2 * radius + 5,
-                "area": scale * LARGEST * value / top,
+                "size": _size(scale * LARGEST * value / top),
                 "text": text,
             }
         )
@@ -252,12 +252,17 @@ def _legend(top: float, memory: str, scale: float, across: int) -> Any:
             x=alt.X("x:Q", **place), y=middle, text="text:N"
         ),
         base.mark_point(filled=True, color=GREY, opacity=0.55, strokeWidth=0).encode(
-            x=alt.X("x:Q", **place), y=middle, size=alt.Size("area:Q", scale=None)
+            x=alt.X("x:Q", **place), y=middle, size=alt.Size("size:Q", scale=None)
         ),
         base.mark_text(align="left", baseline="middle", fontSize=11, color=MUTED).encode(
             x=alt.X("text_x:Q", **place), y=middle, text="text:N"
         ),
     ).properties(width=across, height=40)
+
+
+def _size(area: float) -> float:
+    """Vega's size of a circle: the square around it."""
+    return area * 4 / math.pi
 
 
 def legend_values(top: float) -> list[float]:
