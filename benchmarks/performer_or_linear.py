@@ -3,9 +3,10 @@
     python benchmarks/performer_or_linear.py [--turns 7] [--documents 8] [--out FOLDER]
 
 Long Range Arena's chart has Performer to the right of linear attention (Katharopoulos et al. 2020,
-φ = elu + 1), though it computes the same sums over more features, and these features besides.
-Here both read the same licence texts of more than 2,048 tokens, cut to 512 and to 2,048, by ``longarc compare``: each kernel in a process of its own that stays alive, one
-turn to warm up, then turns one after the other. Nothing is trained but a linear probe.
+φ = elu + 1), though it computes the same sums over more features, and these features besides. Here
+both read the same licence texts of more than 2,048 tokens, cut to 512 and to 2,048, by ``longarc
+compare``: each kernel in a process of its own that stays alive, one turn to warm up, then turns one
+after the other. Nothing is trained but a linear probe.
 """
 
 from __future__ import annotations

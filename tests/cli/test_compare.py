@@ -1,4 +1,4 @@
-"""``longarc compare``: interrupted, gone on with, finished; and what it refuses before it starts."""
+"""``longarc compare``: interrupted, gone on with, finished; what it refuses before it starts."""
 
 from __future__ import annotations
 

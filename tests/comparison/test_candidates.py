@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_read(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there_might_be_a_preset():
-    with pytest.raises(OptionError, match="no such file.*Did you mean attention"):
+    with pytest.raises(OptionError, match=r"no such file.*Did you mean attention"):
         read_candidates("atention")
 
 

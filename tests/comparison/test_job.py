@@ -1,4 +1,4 @@
-"""The comparison as far as it goes without a training: material, folder, figures of finished runs."""
+"""The comparison as far as it goes without a training: material, folder, processes that fail."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from longarc.cli.parser import Parser, add_options, help_of
+from longarc.cli.parser import Parser, add_options, as_typed, help_of
 from longarc.comparison.config import CompareConfig
 
 
@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> int:
         "--out runs/compare",
     )
     parser.add_argument(
-        "data", type=str, nargs="?", default="", help=help_of(CompareConfig, "data")
+        "data", type=as_typed, nargs="?", default=None, help=help_of(CompareConfig, "data")
     )
     names = [f.name for f in dataclasses.fields(CompareConfig) if f.name != "data"]
     add_options(parser, CompareConfig, [name for name in names if name != "seeds"])

@@ -98,7 +98,7 @@ def compare(
     """  # noqa: E501
     check_names("compare", options, CompareConfig)
     in_memory = data is not None and not isinstance(data, str | Path)
-    named = f"<{type(data).__name__} in memory>" if in_memory else str(data or "")
+    named = f"<{type(data).__name__} in memory>" if in_memory else data and str(data)
     inline = candidates if isinstance(candidates, Mapping) else None
     values: dict[str, Any] = {n: str(v) if isinstance(v, Path) else v for n, v in options.items()}
     config = CompareConfig(

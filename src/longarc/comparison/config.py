@@ -26,8 +26,8 @@ class CompareConfig:
     5
     """
 
-    data: str = option(
-        "",
+    data: str | None = option(
+        None,
         "table of texts and labels, as for longarc train; without one, and with --candidates "
         "everything-small, the packaged licence texts",
     )

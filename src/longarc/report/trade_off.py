@@ -103,8 +103,8 @@ def sentence_of(found: dict[str, Any]) -> str:
     return (
         f"{best['name']} has the best macro-F1, {best['macro_f1']['value']:.3f}. The fastest on "
         f"the front, {fastest['name']}, predicts {times:.1f} times as many documents a second, "
-        f"with {less['value']:.3f} less macro-F1{open_question} (95 % interval {less['low']:+.3f} … "
-        f"{less['high']:+.3f})."
+        f"with {less['value']:.3f} less macro-F1{open_question} (95 % interval "
+        f"{less['low']:+.3f} … {less['high']:+.3f})."
     )
 
 
