@@ -18,9 +18,11 @@ from sklearn.metrics import f1_score
 import longarc as package
 from longarc.comparison.candidates import Candidate
 from longarc.comparison.figures import rows
+from longarc.comparison.pace import seconds_per_step
 from longarc.comparison.slot import Slot, read
 from longarc.errors import RunError
 from longarc.files import write_json
+from longarc.training.config import TrainConfig
 
 STEPS = 60
 
@@ -123,6 +125,26 @@ def test_a_candidate_that_failed_is_a_row_that_says_why(finished, tmp_path):
     assert found[0]["macro_f1"] is None
     assert not found[0]["front"]
     assert found[1:] == finished.found["candidates"]
+
+
+def test_figures_over_seeds_are_means(finished):
+    """The same run taken for three seeds has its own figures, and two different ones their mean."""
+    slots = {name: finished.folder.slot(name, 0) for name in ("linear", "probe")}
+    one, other = (row["macro_f1"]["value"] for row in finished.found["candidates"])
+    pairs = {"thrice": [slots["linear"]] * 3, "both": list(slots.values())}
+    thrice, both = rows([Candidate(n, {}) for n in pairs], pairs, {}, finished.path)
+    assert thrice["macro_f1"] == finished.found["candidates"][0]["macro_f1"]
+    assert both["by_seed"] == [one, other]
+    assert both["macro_f1"]["value"] == pytest.approx((one + other) / 2)
+
+
+def test_a_step_is_timed_and_nothing_is_left(tickets, tiny_model, tmp_path):
+    config = TrainConfig(
+        data=str(tickets), text="body", label="topic", model=str(tiny_model), precision="fp32",
+        device="cpu", out=str(tmp_path / "run"), learning_rate="auto", recipe="auto",
+    )  # fmt: skip
+    assert 0 < seconds_per_step(config) < 10
+    assert not list(tmp_path.iterdir())
 
 
 def test_differences_to_the_best_are_paired(finished):

@@ -1,6 +1,6 @@
 """The comparison: each candidate trained in its own process, then all timed, then drawn.
 
-This process imports no torch: it starts the others, watches them, and reads what they wrote.
+This process trains nothing: it starts the others, watches them, and reads what they wrote.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from longarc.report.drawing import (
@@ -63,8 +64,8 @@ def trade_off_chart(
     ends = [end for p in points for end in (p.low, p.quality, p.high)]
     if baseline is not None:
         ends.append(baseline[1])
-    margin = max(0.03, 0.1 * (max(ends) - min(ends)))
-    floor, ceiling = max(0.0, min(ends) - margin), min(1.0, max(ends) + margin)
+    margin = max(0.05, 0.1 * (max(ends) - min(ends)))  # so that no circle is cut at 0 or 1
+    floor, ceiling = min(ends) - margin, max(ends) + margin
     slow, fast = min(p.slowest for p in points), max(p.fastest for p in points)
     room = max(1.25, (fast / slow) ** 0.14)
     slow, fast = slow / room, fast * room
@@ -96,6 +97,14 @@ def trade_off_chart(
             Box(to_x(p.slowest), c.y - 1, to_x(p.fastest) - to_x(p.slowest), 2)
             for c, p in zip(circles, points, strict=True)
         ]
+        joined = sorted(
+            (c for c, p in zip(circles, points, strict=True) if p.front), key=lambda c: c.x
+        )
+        for one, other in pairwise(joined):  # the line, as boxes along it
+            bars += [
+                Box(one.x + t * (other.x - one.x) - 2, one.y + t * (other.y - one.y) - 2, 4, 4)
+                for t in (i / 40 for i in range(41))
+            ]
         if baseline is not None:
             told = f"{baseline[0]} {baseline[1]:.3f}"
             above = to_y(baseline[1])
@@ -125,7 +134,12 @@ def trade_off_chart(
             title="macro-F1",
             scale=alt.Scale(domain=[floor, ceiling], nice=False, zero=False),
             axis=alt.Axis(
-                tickCount=6, format=".2~f", domain=False, ticks=False, minExtent=30, maxExtent=30
+                values=shares(floor, ceiling),
+                format=".2~f",
+                domain=False,
+                ticks=False,
+                minExtent=30,
+                maxExtent=30,
             ),
         )
         rows = [
@@ -273,6 +287,18 @@ def legend_values(top: float) -> list[float]:
     """
     powers = [2**k for k in range(26) if 2**k <= top]
     return [powers[-2], powers[-1]] if top < 1024 and len(powers) > 1 else powers[-3::2] or [top]
+
+
+def shares(low: float, high: float) -> list[float]:
+    """Four to nine round shares in a range, none below 0 or above 1.
+
+    >>> shares(0.31, 0.62), shares(0.95, 1.05)
+    ([0.35, 0.4, 0.45, 0.5, 0.55, 0.6], [0.96, 0.98, 1.0])
+    """
+    span = high - low
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2) if span / step <= 8 or step == 0.2)
+    found = [round(step * i, 2) for i in range(round(1 / step) + 1)]
+    return [share for share in found if low <= share <= high]
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
