@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from longarc.cli.main import VERBS, main
+from longarc.comparison.config import CompareConfig
 from longarc.objectives.losses.registry import LOSSES
 from longarc.objectives.regularizers.registry import REGULARIZERS
 from longarc.training.config import TrainConfig
@@ -68,7 +69,11 @@ def test_every_page_is_in_the_index() -> None:
     assert missing == []
 
 
-OPTIONS = [(TrainConfig, "training.md"), (PretrainConfig, "pretraining.md")]
+OPTIONS = [
+    (TrainConfig, "training.md"),
+    (PretrainConfig, "pretraining.md"),
+    (CompareConfig, "compare.md"),
+]
 FIELDS = [(field, page) for config, page in OPTIONS for field in dataclasses.fields(config)]
 
 

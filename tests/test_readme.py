@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from longarc.cli.main import VERBS, main
+from longarc.comparison.config import CompareConfig
 from longarc.data.licenses import read_licenses
 from longarc.training.config import TrainConfig
 from longarc.training.pretraining.config import PretrainConfig
@@ -118,7 +119,7 @@ def test_every_verb_is_in_the_table_and_no_other() -> None:
 def test_every_option_named_exists() -> None:
     fields = {
         f"--{field.name.replace('_', '-')}"
-        for config in (TrainConfig, PretrainConfig)
+        for config in (TrainConfig, PretrainConfig, CompareConfig)
         for field in dataclasses.fields(config)
     }
     known = fields | {"--config", "--json", "--help", "--quick", "--nproc-per-node", "--rows"}

@@ -14,6 +14,7 @@ from longarc.version import __version__
 if TYPE_CHECKING:
     from longarc.api import Pretraining, Run, fit, open_run, pretrain
     from longarc.attribution.kernel_machine import KernelMachine
+    from longarc.comparison.compare import Comparison, compare, open_comparison
     from longarc.dynamics.diagnosis import diagnose
     from longarc.dynamics.implicit_regularization import implicit_regularization
     from longarc.errors import DataError, LongarcError, ModelError, OptionError, RunError
@@ -72,6 +73,9 @@ _HOMES = {
     "Pretraining": "longarc.api",
     "Run": "longarc.api",
     "KernelMachine": "longarc.attribution.kernel_machine",
+    "Comparison": "longarc.comparison.compare",
+    "compare": "longarc.comparison.compare",
+    "open_comparison": "longarc.comparison.compare",
     "diagnose": "longarc.dynamics.diagnosis",
     "implicit_regularization": "longarc.dynamics.implicit_regularization",
     "DataError": "longarc.errors",
@@ -136,6 +140,7 @@ __all__ = [
     "BinaryCrossEntropyLoss",
     "ClassBalancedLoss",
     "ClassWeightedLoss",
+    "Comparison",
     "CrossEntropyLoss",
     "DataError",
     "DiceLoss",
@@ -174,11 +179,13 @@ __all__ = [
     "TruncatedCrossEntropy",
     "__version__",
     "calibrate_attention",
+    "compare",
     "diagnose",
     "fit",
     "gradient_weight",
     "implicit_regularization",
     "load_model",
+    "open_comparison",
     "open_run",
     "pretrain",
     "regularized_backward",

@@ -23,7 +23,6 @@ from longarc.report.diagnosis import save_diagnosis
 from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
 from longarc.report.pretraining import collapse_message
-from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
 from longarc.training.diagnosis import diagnose_documents
 from longarc.training.evaluation import score
@@ -31,10 +30,9 @@ from longarc.training.job import train
 from longarc.training.option_fields import check_names
 from longarc.training.prediction import (
     Predictor,
-    bfloat16_is_fast,
-    chosen_device,
     confidence,
     decisions,
+    predictor_of,
     probabilities,
     trained_loss,
 )
@@ -184,17 +182,7 @@ class Run(ExplainedRun):
     @cached_property
     def predictor(self) -> Predictor:
         """The model with its tokenizer, and a hybrid's linear scores, ready for texts."""
-        from longarc.models.loading import load_model, load_tokenizer
-
-        device = chosen_device(self.config.device)
-        model = load_model(self.folder.model, trust_remote_code=self.config.trust_remote_code)
-        return Predictor(
-            model.to(device),  # pyright: ignore[reportArgumentType]
-            load_tokenizer(self.folder.model, trust_remote_code=self.config.trust_remote_code),
-            max_length=self.config.max_length or 0,
-            bf16=self.config.precision == "bf16" and bfloat16_is_fast(device),
-            offset=LinearBaseline.load(self.folder.linear).margins if self.config.hybrid else None,
-        )
+        return predictor_of(self.folder)
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
         """The label of each text, in order; for a multi-label run a list of labels each."""

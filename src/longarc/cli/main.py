@@ -19,6 +19,7 @@ VERBS = {
     "diagnose": "whether the gradient vanishes or explodes, where, and what to change",
     "pretrain": "an encoder adapted to texts without labels: simcse, simsiam, byol, masked tokens",
     "lr": "a learning rate with reasons: a measured range, and rates in it that were tried",
+    "compare": "several encoders, attentions, lengths or losses under one budget, in one chart",
     "report": "one offline HTML page for a run, or for several side by side",
     "study": "a published claim: computed, drawn, compared with what was claimed",
 }

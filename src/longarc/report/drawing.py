@@ -76,6 +76,13 @@ def data_of(rows: Iterable[dict[str, Any]]) -> Any:
     return alt.Data(values=list(rows))
 
 
+def png(svg: Markup, scale: float = 2.0) -> bytes:
+    """A drawing as a PNG, ``scale`` pixels for each of its own."""
+    import vl_convert
+
+    return vl_convert.svg_to_png(str(svg), scale=scale)
+
+
 def _svg(chart: Any) -> Markup:
     import vl_convert
 

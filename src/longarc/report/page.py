@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longarc.report.drawing import printable, shorten
-from longarc.report.quantities import percent, thousands
+from longarc.report.quantities import percent, rate, thousands
 from longarc.report.saved import is_number
 
 
@@ -34,5 +34,6 @@ def render(template: str, context: dict[str, Any]) -> str:
     environment.filters["shorten"] = shorten
     environment.filters["thousands"] = thousands
     environment.filters["percent"] = percent
+    environment.filters["rate"] = rate
     environment.filters["decimal"] = lambda v: f"{v:.3f}" if is_number(v) else "–"
     return environment.get_template(template).render(version=__version__, **context)

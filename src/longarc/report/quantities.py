@@ -16,6 +16,17 @@ def thousands(value: Any) -> str:
     return f"{value:,}".replace(",", "\u202f") if is_number(value) else "–"
 
 
+def rate(value: Any) -> str:
+    r"""A speed with three digits, thousands whole, or a dash.
+
+    >>> rate(2283.4), rate(12.345), rate(0.0841), rate(None)
+    ('2\u202f283', '12.3', '0.0841', '–')
+    """
+    if not is_number(value):
+        return "–"
+    return thousands(round(value)) if value >= 1000 else f"{value:.3g}"
+
+
 def percent(value: Any) -> str:
     """A share in percent; small and large ones are not rounded to nothing and all.
 

@@ -130,6 +130,23 @@ class Predictor:
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
+def predictor_of(folder: RunFolder) -> Predictor:
+    """The model of a finished run with its tokenizer, and a hybrid's linear scores."""
+    from longarc.models.loading import load_model, load_tokenizer
+    from longarc.training.baseline import LinearBaseline
+
+    config = folder.config()
+    device = chosen_device(config.device)
+    model = load_model(folder.model, trust_remote_code=config.trust_remote_code)
+    return Predictor(
+        model.to(device),  # pyright: ignore[reportArgumentType]
+        load_tokenizer(folder.model, trust_remote_code=config.trust_remote_code),
+        max_length=config.max_length or 0,
+        bf16=config.precision == "bf16" and bfloat16_is_fast(device),
+        offset=LinearBaseline.load(folder.linear).margins if config.hybrid else None,
+    )
+
+
 def probabilities(logits: np.ndarray, *, multi_label: bool, loss: Loss | None = None) -> np.ndarray:
     """Softmax over classes, or a sigmoid for each label, in float64 and without overflow.
 

@@ -1,0 +1,1 @@
+"""Several encoders, attentions, lengths or losses trained and measured under one budget."""

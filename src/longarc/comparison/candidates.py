@@ -1,0 +1,196 @@
+"""The candidates of a comparison: named options of ``longarc train``, checked before any runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longarc.comparison.presets import PRESETS
+from longarc.comparison.scratch_names import SCRATCH
+from longarc.errors import LongarcError, OptionError, close_matches
+from longarc.models.attention.registry import check_attention_options
+from longarc.models.loading import resolve_model
+from longarc.models.recurrent.options import CELLS
+from longarc.objectives.losses.registry import check_loss_options
+from longarc.objectives.regularizers.registry import check_regularizers
+from longarc.training.config import TrainConfig
+
+ALL = "all"
+"""In a file, the name of the options that every candidate gets."""
+
+SHARED = (
+    "data", "text", "label", "label_separator", "validation", "test", "validation_fraction",
+    "test_fraction", "limit", "device",
+)  # fmt: skip
+"""Options that are the comparison's own, because its candidates have them in common."""
+
+SETTLED = {
+    "seed": "give --seeds to longarc compare",
+    "epochs": "the budget says how long a candidate is trained",
+    "out": "the comparison says where its runs are",
+    "resume": "longarc compare --resume goes on with all of them",
+    "overwrite": "longarc compare --overwrite replaces all of them",
+    "baseline": "the linear baseline is fitted once",
+    "record_path": "it would be measured too",
+    "path_budget": "it is for --record-path, which is not for a comparison",
+}
+"""Options that no candidate can name, and why."""
+
+OPTIONS = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in (*SHARED, *SETTLED)]
+
+DEFAULTS: dict[str, Any] = {"patience": 0, "monitors": False}
+"""What differs from ``longarc train``: the budget is used up, and nothing else is measured."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A name, and the options of ``longarc train`` that make it what it is."""
+
+    name: str
+    options: dict[str, Any]
+
+    def config(self, **shared: Any) -> TrainConfig:
+        """Its options as those of a training; ``shared`` are the comparison's."""
+        return TrainConfig(**{**DEFAULTS, **self.options, **shared})
+
+
+def read_candidates(source: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Names and options from a file, from one line of YAML, or as they are.
+
+    Raises:
+        OptionError: no such file, no mapping of names to options, or a name that comes twice.
+
+    >>> read_candidates("{mean: {}, cls: {pooling: cls}}")
+    {'mean': {}, 'cls': {'pooling': 'cls'}}
+    """
+    if isinstance(source, Mapping):
+        found: Any = dict(source)
+        where = "candidates"
+    elif source.lstrip().startswith("{"):
+        where = "--candidates"
+        found = _parsed(source, where)
+    else:
+        path = Path(source).expanduser()
+        where = str(path)
+        if not path.is_file():
+            raise OptionError(
+                f"--candidates is {source!r}: there is no such file. Expected a YAML file of names "
+                f"and options, or a preset. {close_matches(source, PRESETS)}"
+            )
+        try:
+            found = _parsed(path.read_text(encoding="utf-8"), where)
+        except UnicodeDecodeError as error:
+            raise OptionError(f"{where} is not UTF-8 at byte {error.start}.") from None
+    if not isinstance(found, dict) or not found:
+        raise OptionError(
+            f"{where} holds no candidates: expected lines such as 'performer: {{attention: "
+            "performer}', a name and its options each."
+        )
+    for name, options in found.items():
+        if options is not None and not isinstance(options, Mapping):
+            raise OptionError(
+                f"candidate {name!r} in {where} is {options!r}: expected options of longarc train, "
+                "such as {attention: performer}."
+            )
+    return {str(name): dict(options or {}) for name, options in found.items()}
+
+
+def make_candidates(
+    found: Mapping[str, Mapping[str, Any]], everywhere: Mapping[str, Any] | None = None
+) -> list[Candidate]:
+    """Candidates whose options exist and fit each other.
+
+    Args:
+        found: options by name; those under ``all`` are every candidate's that lacks them.
+        everywhere: the same from the command line, which come before those.
+
+    Raises:
+        OptionError: an unknown option, one that is the comparison's, a value that does not fit, a
+            name that can be no folder, fewer than two candidates. It names the candidate.
+
+    >>> make_candidates({"a": {"atention": "linear"}, "b": {}})
+    Traceback (most recent call last):
+    longarc.errors.OptionError: candidate 'a' has an option 'atention', and longarc train has none such. Did you mean attention or attention_options?
+    """  # noqa: E501
+    common = {**found.get(ALL, {}), **(everywhere or {})}
+    for name in common:
+        _check_option("every candidate", name)
+    made = []
+    for name, options in found.items():
+        if name == ALL:
+            continue
+        _check_name(name)
+        for option in options:
+            _check_option(f"candidate {name!r}", option)
+        made.append(Candidate(name, {**common, **options}))
+        _check_values(made[-1])
+    if len(made) < 2:
+        raise OptionError(
+            f"{len(made)} candidate{'s were' if len(made) != 1 else ' was'} named: expected at "
+            "least two to compare."
+        )
+    folders = [candidate.name.casefold() for candidate in made]
+    twice = next((c.name for c in made if folders.count(c.name.casefold()) > 1), None)
+    if twice is not None:
+        raise OptionError(f"candidate {twice!r} comes twice, as some disks see it. Rename one.")
+    return made
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"{where} is not valid YAML: {error}") from None
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise OptionError(f"candidate {twice!r} comes twice in {where}. Rename one.")
+    return found
+
+
+def _check_name(name: str) -> None:
+    """A name is a folder's too, and a label in a drawing."""
+    odd = [c for c in name if c in '/\\:*?"<>|' or not c.isprintable()]
+    if odd or not name.strip(" .") or name != name.strip() or name[0] == "." or len(name) > 40:
+        raise OptionError(
+            f"candidate {name!r}: expected a name of at most 40 characters that can be a folder's, "
+            "such as performer-64."
+        )
+
+
+def _check_option(owner: str, option: str) -> None:
+    if option in OPTIONS:
+        return
+    if option in SHARED:
+        raise OptionError(
+            f"{owner} has an option {option!r}, which is the same for all: give it to longarc "
+            "compare itself."
+        )
+    if option in SETTLED:
+        raise OptionError(f"{owner} has an option {option!r}: drop it, {SETTLED[option]}.")
+    guess = close_matches(str(option), OPTIONS).partition(" Known:")[0]
+    hint = f" {guess}" if guess.startswith("Did") else " longarc train --help lists them."
+    raise OptionError(f"{owner} has an option {option!r}, and longarc train has none such.{hint}")
+
+
+def _check_values(candidate: Candidate) -> None:
+    try:
+        config = candidate.config(data="-", out="-")
+        if config.model in SCRATCH:
+            config.model = "minilm"
+        config.validate()
+        if config.loss != "auto":
+            check_loss_options(config.loss, config.loss_options)
+        check_regularizers(config.regularizers)
+        if config.attention is not None:
+            check_attention_options(config.attention, config.attention_options)
+        if config.model not in CELLS:
+            resolve_model(config.model)
+    except LongarcError as error:
+        raise type(error)(f"candidate {candidate.name!r}: {error}") from None

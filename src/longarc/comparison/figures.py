@@ -1,0 +1,164 @@
+"""From finished runs to a row for each candidate: quality, speed, memory, the front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longarc.comparison.candidates import Candidate
+from longarc.comparison.slot import Slot, read
+from longarc.report.trade_off import pareto_front
+from longarc.training.bootstrap import resampled_figures
+from longarc.training.run_folder import RunFolder
+
+SPLITS = ("test", "validation")
+
+
+def rows(
+    candidates: Sequence[Candidate],
+    slots: dict[str, list[Slot]],
+    reading: dict[str, dict[str, Any]],
+    root: Path,
+) -> list[dict[str, Any]]:
+    """A row of ``compare.json`` for each candidate, in their order (schema: docs/compare.md)."""
+    found = []
+    resampled: dict[str, np.ndarray] = {}
+    for candidate in candidates:
+        row, drawn = _row(candidate, slots[candidate.name], reading.get(candidate.name, {}), root)
+        found.append(row)
+        if drawn is not None:
+            resampled[candidate.name] = drawn
+    finished = [row for row in found if row["why"] is None]
+    best = max(finished, key=lambda row: row["macro_f1"]["value"], default=None)
+    for row in finished:
+        if best is not None and row is not best:
+            less = resampled[best["name"]] - resampled[row["name"]]
+            low, high = np.percentile(less, [2.5, 97.5])
+            row["less_than_best"] = {
+                "value": best["macro_f1"]["value"] - row["macro_f1"]["value"],
+                "low": float(low), "high": float(high),
+            }  # fmt: skip
+    points = {
+        row["name"]: (
+            row["prediction_documents_per_second"]["median"], row["macro_f1"]["value"]
+        )
+        for row in finished
+        if row["prediction_documents_per_second"] is not None
+    }  # fmt: skip
+    front = pareto_front(points)
+    for row in found:
+        row["front"] = row["name"] in front
+    return found
+
+
+def _row(
+    candidate: Candidate, slots: Sequence[Slot], reading: dict[str, Any], root: Path
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    row: dict[str, Any] = {
+        "name": candidate.name,
+        "options": candidate.options,
+        "why": None,
+        "macro_f1": None,
+        "by_seed": [],
+        "accuracy": None,
+        "less_than_best": None,
+        "training_documents_per_second": None,
+        "prediction_documents_per_second": reading.get("documents_per_second"),
+        "training_peak_mib": None,
+        "prediction_peak_mib": _peak(reading),
+        "parameters": None,
+        "steps": None,
+        "minutes": None,
+        "runs": [str(slot.run.relative_to(root)) for slot in slots if slot.finished],
+        "front": False,
+    }
+    failed = [
+        read(slot.failure).get("why", "it did not run") for slot in slots if not slot.finished
+    ]
+    if failed:
+        return {**row, "why": failed[0]}, None
+    if "why" in reading:
+        row["reading_failed"] = reading["why"]
+    trained = [read(slot.training) for slot in slots]
+    metrics = [RunFolder(slot.run).metrics() for slot in slots]
+    split = next(name for name in SPLITS if name in metrics[0])
+    drawn = [_resampled(slot, split) for slot in slots]
+    values = [m[split]["model"]["macro_f1"]["value"] or 0.0 for m in metrics]
+    f1 = np.mean([d["macro_f1"] for d in drawn], axis=0)
+    speeds = [_training_speed(slot) for slot in slots]
+    known = [speed for speed in speeds if speed is not None]
+    seconds = [
+        t["seconds"] - m["seconds"].get("baseline", 0.0)
+        for t, m in zip(trained, metrics, strict=True)
+        if t.get("seconds") is not None
+    ]
+    peaks = [peak for t in trained if (peak := _peak(t)) is not None]
+    row |= {
+        "macro_f1": _with_interval(values, f1),
+        "by_seed": values,
+        "accuracy": _with_interval(
+            [m[split]["model"]["accuracy"]["value"] for m in metrics],
+            np.mean([d["accuracy"] for d in drawn], axis=0),
+        ),
+        "training_documents_per_second": round(float(np.mean(known)), 3) if known else None,
+        "training_peak_mib": max(peaks, default=None),
+        "parameters": RunFolder(slots[0].run).provenance().get("parameters"),
+        "steps": trained[0].get("steps"),
+        "minutes": round(float(np.mean(seconds)) / 60, 2) if seconds else None,
+    }
+    return row, f1
+
+
+def _peak(measured: dict[str, Any]) -> float | None:
+    """Of the GPU's memory where there is one, else of the process's."""
+    on_gpu = measured.get("gpu_peak_mib")
+    return on_gpu if on_gpu is not None else measured.get("peak_mib")
+
+
+def _resampled(slot: Slot, split: str) -> dict[str, np.ndarray]:
+    """Figures on resampled documents; the same draws for every candidate pair them."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    folder = RunFolder(slot.run)
+    table = pyarrow.parquet.read_table(
+        folder.predictions_file, columns=["split", "label", "prediction"]
+    )
+    table = table.filter(pyarrow.compute.field("split") == split)
+    space = folder.labels()
+    codes = [space.encode(table[name].to_pylist()) for name in ("label", "prediction")]
+    target, prediction = (c.astype(bool) if c.ndim == 2 else c for c in codes)
+    return resampled_figures(target, prediction, groups=space.groups)
+
+
+def _with_interval(values: Sequence[float], drawn: np.ndarray) -> dict[str, float]:
+    """The mean over seeds with the 95 % interval of the same mean on resampled documents."""
+    value = float(np.mean(values))
+    low, high = (float(end) for end in np.percentile(drawn, [2.5, 97.5]))
+    return {"value": value, "low": min(low, value), "high": max(high, value)}
+
+
+def _training_speed(slot: Slot) -> float | None:
+    """Documents a second over the steps of a run, evaluations and checkpoints left out.
+
+    Read off the log: the records of steps, and what was written just before each.
+    """
+    folder = RunFolder(slot.run)
+    if not folder.log_file.is_file():
+        return None
+    records = [json.loads(line) for line in folder.log_file.read_text("utf-8").splitlines()]
+    job = read(slot.job)
+    documents = seconds = epoch = 0.0
+    for before, record in pairwise(records):
+        if record["event"] != "train":
+            continue
+        if before["event"] != "start":  # what precedes a first step is not of the step
+            documents += (record["epoch"] - epoch) * job["documents"]
+            seconds += record["time"] - before["time"]
+        epoch = record["epoch"]
+    return documents / seconds if documents > 0 and seconds > 0 else None

@@ -1,0 +1,158 @@
+"""The folder of a comparison: what it is of, where its candidates lie, and who may write there."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longarc.comparison.candidates import Candidate
+from longarc.comparison.config import CompareConfig
+from longarc.comparison.slot import Slot
+from longarc.errors import RunError
+from longarc.files import write_text
+
+
+@dataclass(frozen=True)
+class CompareFolder:
+    """Where each part of a comparison lies; each property is a path."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """Every option, the candidates, and what is known of the data."""
+        return self.path / "compare.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The table, where it was in memory or packaged."""
+        return self.path / "data.parquet"
+
+    @property
+    def documents(self) -> Path:
+        """The texts that the speed of prediction is measured on."""
+        return self.path / "documents.json"
+
+    @property
+    def reading(self) -> Path:
+        """The speed of prediction of each candidate."""
+        return self.path / "reading.json"
+
+    @property
+    def models(self) -> Path:
+        """Untrained encoders."""
+        return self.path / "models"
+
+    @property
+    def figures(self) -> Path:
+        """What was found, as JSON; the last file that is written but for the page."""
+        return self.path / "compare.json"
+
+    @property
+    def page(self) -> Path:
+        """What was found, as a page."""
+        return self.path / "compare.html"
+
+    def slot(self, candidate: str, seed: int) -> Slot:
+        """The files of one candidate with one seed."""
+        return Slot(self.path / "candidates" / candidate / f"seed-{seed}")
+
+    def reading_log(self, candidate: str) -> Path:
+        """What the process that predicts says."""
+        return self.path / "candidates" / candidate / "reading.txt"
+
+    def read_settings(self) -> dict[str, Any]:
+        """``options``, ``candidates`` and ``data`` as they were when the comparison began."""
+        try:
+            found = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RunError(f"cannot read {self.settings}: {error}") from None
+        if not isinstance(found, dict) or {"options", "candidates", "data"} - found.keys():
+            raise RunError(f"{self.settings} is damaged: expected options, candidates and data.")
+        return found
+
+    def write_settings(
+        self, config: CompareConfig, candidates: list[Candidate], data: dict[str, Any]
+    ) -> None:
+        """Write down what is compared, before anything runs."""
+        values = {
+            "options": dataclasses.asdict(config) | {"resume": False, "overwrite": False},
+            "candidates": {candidate.name: candidate.options for candidate in candidates},
+            "data": data,
+        }
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(self.settings, text)
+
+    def how_to_resume(self) -> str:
+        """The sentence that ends the message of an interruption."""
+        return f"Go on with: longarc compare --resume --out {shlex.quote(str(self.path))}"
+
+
+def resumed(config: CompareConfig) -> CompareConfig:
+    """The options that the comparison in ``out`` began with.
+
+    Raises RunError if there is none, or if an option is named that was another then.
+    """
+    folder = CompareFolder(config.folder)
+    if not folder.settings.is_file():
+        raise RunError(
+            f"{folder.path} holds no comparison to go on with. Start one without --resume."
+        )
+    known = {field.name: field.default for field in dataclasses.fields(CompareConfig)}
+    saved = {k: v for k, v in folder.read_settings()["options"].items() if k in known}
+    given = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if value != known[name] and name not in ("resume", "overwrite", "out")
+    }
+    differing = {n: (saved.get(n), v) for n, v in given.items() if saved.get(n) != v}
+    if differing:
+        named = "; ".join(
+            f"{n}: {then!r} then, {now!r} now" for n, (then, now) in differing.items()
+        )
+        raise RunError(
+            f"the comparison in {folder.path} began with other options ({named}). "
+            f"{folder.how_to_resume()}"
+        )
+    return CompareConfig(**{**saved, "out": config.out, "resume": True})
+
+
+def refuse_existing(config: CompareConfig) -> None:
+    """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced.
+
+    A folder with files in it is replaced only if they are those of a comparison.
+    """
+    path = config.folder
+    blocked = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    if blocked is not None:
+        raise RunError(f"{blocked} is a file; a folder is written. Name another --out.")
+    if path.is_symlink():
+        raise RunError(f"{path} is a link: name the folder it leads to, {path.resolve()}.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not CompareFolder(path).settings.is_file():
+        raise RunError(
+            f"{path} exists and holds no comparison, so it is never overwritten. Name another "
+            "folder with --out."
+        )
+    if not config.overwrite:
+        raise RunError(
+            f"{path} holds a comparison. Go on with --resume, name another folder with --out, or "
+            "replace it with --overwrite."
+        )
+
+
+def cleared(config: CompareConfig) -> CompareFolder:
+    """The folder of a comparison that begins, empty."""
+    refuse_existing(config)
+    folder = CompareFolder(config.folder)
+    if folder.path.exists():
+        shutil.rmtree(folder.path)
+    folder.path.mkdir(parents=True)
+    return folder

@@ -1,0 +1,315 @@
+"""The comparison: each candidate trained in its own process, then all timed, then drawn.
+
+This process trains nothing: it starts the others, watches them, and reads what they wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from longarc.comparison.budget import Budget
+from longarc.comparison.candidates import Candidate, make_candidates, read_candidates
+from longarc.comparison.children import how_it_ended, run_training, stoppable
+from longarc.comparison.config import CompareConfig
+from longarc.comparison.figures import rows
+from longarc.comparison.folder import CompareFolder, cleared, refuse_existing, resumed
+from longarc.comparison.machine import machine
+from longarc.comparison.material import Material, read_material
+from longarc.comparison.presets import PRESETS
+from longarc.comparison.reading import measure_reading
+from longarc.comparison.slot import Slot, read
+from longarc.data.table_writer import table_writer
+from longarc.errors import Interrupted, OptionError, RunError
+from longarc.files import write_json
+from longarc.report.trade_off import sentence_of, write_trade_off
+from longarc.training.progress import Reporter, clock
+from longarc.training.run_folder import RunFolder
+
+DEFAULT_LENGTH = 512
+"""Tokens where neither a preset, nor the options, nor a candidate says how many."""
+
+
+def run_comparison(
+    config: CompareConfig,
+    *,
+    data: Any = None,
+    candidates: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> CompareFolder:
+    """Do all of it and return the folder.
+
+    Args:
+        config: see :class:`~longarc.comparison.config.CompareConfig`.
+        data: a table in memory (DataFrame, datasets.Dataset, dict of columns) instead of
+            ``config.data``.
+        candidates: names and options instead of ``config.candidates``.
+        console: where to say what happens; None for silence.
+
+    Raises:
+        LongarcError: bad input or options, before anything is written; Interrupted after Ctrl-C;
+            RunError if no candidate could be trained.
+    """
+    reporter = Reporter(console)
+    if config.resume:
+        config = resumed(config)
+    config.validate()
+    if not config.resume:
+        refuse_existing(config)
+    job = _opened(config, reporter) if config.resume else _begun(config, data, candidates, reporter)
+    return job.run()
+
+
+def _begun(
+    config: CompareConfig, data: Any, candidates: Mapping[str, Any] | None, reporter: Reporter
+) -> _Job:
+    """A comparison that starts: everything is checked, then the folder is made."""
+    preset = PRESETS.get(config.candidates) if candidates is None else None
+    if preset is None:  # what is wrong with a file is said before a table is read
+        found = read_candidates(config.candidates if candidates is None else candidates)
+        chosen = make_candidates(found, config.options)
+        material = read_material(config, data)
+    else:
+        material = read_material(config, data)
+        length = (config.options or {}).get("max_length", preset.length)
+        everywhere = {"max_length": length, **(config.options or {})}
+        chosen = make_candidates(preset.candidates(length, material.multi_label), everywhere)
+    folder = cleared(config)
+    config = material.config
+    if material.table is not None:
+        with table_writer(folder.data) as write:
+            write({"text": material.table.texts, "label": material.table.labels or []})
+        config = dataclasses.replace(config, text="text", label="label", label_separator=None)
+    write_json(folder.documents, material.documents())
+    folder.write_settings(config, chosen, material.facts())
+    for note in material.notes:
+        reporter.say(note)
+    return _Job(config, folder, chosen, material, reporter)
+
+
+def _opened(config: CompareConfig, reporter: Reporter) -> _Job:
+    """A comparison that goes on, with the table that it began with."""
+    folder = CompareFolder(config.folder)
+    saved = folder.read_settings()
+    chosen = [Candidate(name, dict(options)) for name, options in saved["candidates"].items()]
+    given = str(folder.data) if folder.data.is_file() else None
+    material = read_material(config, given)
+    if material.facts()["sha256"] != saved["data"]["sha256"]:
+        raise RunError(
+            f"the texts or labels of {config.data} have changed since the comparison in "
+            f"{folder.path} began. Restore them, or start anew with --overwrite."
+        )
+    return _Job(config, folder, chosen, material, reporter)
+
+
+class _Job:
+    """One comparison; its methods are the stages, in order."""
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        folder: CompareFolder,
+        candidates: list[Candidate],
+        material: Material,
+        reporter: Reporter,
+    ):
+        budget = config.budget
+        if budget is None:
+            raise OptionError("no budget named.")
+        self.config, self.folder, self.candidates = config, folder, candidates
+        self.material, self.reporter = material, reporter
+        self.budget: Budget = budget
+        self.slots = {
+            c.name: [folder.slot(c.name, seed) for seed in config.every_seed] for c in candidates
+        }
+
+    def run(self) -> CompareFolder:
+        """Train, time, draw."""
+        before = machine()
+        try:
+            with stoppable():
+                self._train()
+                reading = self._read()
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped. {self.folder.how_to_resume()}") from None
+        self._write(reading, before)
+        return self.folder
+
+    def _train(self) -> None:
+        """Every candidate with every seed, each in its own process; what is finished is left."""
+        seeds = self.config.every_seed
+        todo = [
+            (candidate, seed)
+            for seed in seeds
+            for candidate in self.candidates
+            if not self.folder.slot(candidate.name, seed).finished
+        ]
+        runs = len(seeds) * len(self.candidates)
+        if len(todo) < runs:
+            self.reporter.say(f"{runs - len(todo)} of {runs} trainings are finished already")
+        self.reporter.say(f"{len(todo)} trainings to run: {self.budget}")
+        with self.reporter.task("comparing", len(todo)) as advance:
+            for candidate, seed in todo:
+                slot = self.folder.slot(candidate.name, seed)
+                self._prepare(slot, candidate, seed)
+                shown = candidate.name if len(seeds) == 1 else f"{candidate.name}, seed {seed}"
+                part = _Part(slot, advance, shown)
+                started = time.monotonic()
+                status = run_training(slot.path, slot.log, part.look)
+                if not slot.finished and not slot.failure.is_file():
+                    write_json(slot.failure, {"why": how_it_ended(status, slot.log)})
+                part.end()
+                self.reporter.say(f"{shown}: {self._outcome(slot)}, "
+                                  f"{clock(time.monotonic() - started)}")  # fmt: skip
+        if not any(slot.finished for slots in self.slots.values() for slot in slots):
+            why = read(self.folder.slot(self.candidates[0].name, seeds[0]).failure).get("why")
+            raise RunError(
+                f"no candidate could be trained. The first, {self.candidates[0].name}: {why}"
+            )
+
+    def _prepare(self, slot: Slot, candidate: Candidate, seed: int) -> None:
+        """Write down what the process is to do. The linear baseline is fitted with the first."""
+        slot.path.mkdir(parents=True, exist_ok=True)
+        slot.failure.unlink(missing_ok=True)
+        names = (
+            "text", "label", "label_separator", "validation", "test", "validation_fraction",
+            "test_fraction", "limit", "device",
+        )  # fmt: skip
+        shared = {name: getattr(self.config, name) for name in names}
+        table = self.folder.data if self.folder.data.is_file() else self.config.data
+        config = candidate.config(
+            **shared, data=str(table), out=str(slot.run), seed=seed,
+            baseline=candidate is self.candidates[0],
+        )  # fmt: skip
+        job = {
+            "config": dataclasses.asdict(config),
+            "budget": dataclasses.asdict(self.budget),
+            "documents": len(self.material.splits[seed].train),
+            "models": str(self.folder.models),
+            "length": DEFAULT_LENGTH,
+        }
+        write_json(slot.job, job)
+
+    def _outcome(self, slot: Slot) -> str:
+        if not slot.finished:
+            return f"failed, {read(slot.failure)['why']}"
+        metrics = RunFolder(slot.run).metrics()
+        found = (metrics.get("test") or metrics["validation"])["model"]["macro_f1"]
+        peak = read(slot.training).get("peak_mib")
+        memory = f", peak memory {peak:,.0f} MiB" if peak is not None else ""
+        return f"macro-F1 {found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f}){memory}"
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The speed of prediction of every finished candidate, measured turn by turn."""
+        names = [c.name for c in self.candidates if all(s.finished for s in self.slots[c.name])]
+        kept = read(self.folder.reading)
+        if list(kept) == names:
+            return kept
+        rounds = self.config.repeats + 1
+        texts = json.loads(self.folder.documents.read_text(encoding="utf-8"))
+        self.reporter.say(
+            f"timing the prediction of {len(texts)} documents, {self.config.repeats} turns of each"
+        )
+        with self.reporter.task("timing", rounds * len(names)) as advance:
+            found = measure_reading(
+                {name: self.slots[name][0].run for name in names},
+                self.folder.documents,
+                count=len(texts),
+                repeats=self.config.repeats,
+                logs={name: self.folder.reading_log(name) for name in names},
+                advance=advance,
+            )
+        write_json(self.folder.reading, found)
+        return found
+
+    def _write(self, reading: dict[str, dict[str, Any]], before: dict[str, Any]) -> None:
+        found = {
+            "data": self.config.data,
+            "text": self.config.text,
+            "label": self.config.label,
+            **self.material.facts(),
+            "split": self._split(),
+            "budget": dataclasses.asdict(self.budget),
+            "seeds": self.config.every_seed,
+            "speed": {
+                "documents": len(json.loads(self.folder.documents.read_text(encoding="utf-8"))),
+                "repeats": self.config.repeats,
+            },
+            "machine": {
+                **before,
+                "load_after": machine()["load"],
+                "device": self._of_first("device"),
+                "threads": self._of_first("threads"),
+            },
+            "baseline": self._baseline(),
+            "candidates": rows(self.candidates, self.slots, reading, self.folder.path),
+        }
+        found["sentence"] = sentence_of(found)
+        write_trade_off(found, self.folder.path)
+        write_json(self.folder.figures, found)
+
+    def _finished(self) -> Iterator[Slot]:
+        return (slot for slots in self.slots.values() for slot in slots if slot.finished)
+
+    def _of_first(self, name: str) -> Any:
+        return next((read(slot.training).get(name) for slot in self._finished()), None)
+
+    def _split(self) -> str:
+        metrics = RunFolder(next(self._finished()).run).metrics()
+        return "test" if "test" in metrics else "validation"
+
+    def _baseline(self) -> dict[str, Any] | None:
+        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its run failed."""
+        slot = self.slots[self.candidates[0].name][0]
+        if not slot.finished:
+            return None
+        found = RunFolder(slot.run).metrics()[self._split()]["baselines"].get("tfidf-svm")
+        return None if found is None else {"name": "TF-IDF + linear SVM", **found["macro_f1"]}
+
+
+class _Part:
+    """Moves the bar by what one training has done: its steps, read off its log."""
+
+    def __init__(self, slot: Slot, advance: Any, name: str):
+        self.slot, self.advance, self.name = slot, advance, name
+        self.done = 0.0
+        self.steps = 0
+
+    def look(self) -> None:
+        """Read the end of the log."""
+        step = self._step()
+        done = 0.1 + 0.8 * step / self.steps if self.steps else 0.0
+        remark = (
+            f"{self.name}: step {step} of {self.steps}" if self.steps else f"{self.name}: starting"
+        )
+        self.advance(max(done - self.done, 0.0), remark)
+        self.done = max(done, self.done)
+
+    def end(self) -> None:
+        """The rest of its unit."""
+        self.advance(1.0 - self.done, self.name)
+
+    def _step(self) -> int:
+        log = RunFolder(self.slot.run).log_file
+        try:
+            with log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 2000))
+                end = file.read().decode("utf-8", "replace").splitlines()
+            if not self.steps:
+                with log.open(encoding="utf-8") as file:
+                    self.steps = int(json.loads(file.readline()).get("steps") or 0)
+        except (OSError, ValueError):
+            return 0
+        for line in reversed(end):
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        return 0

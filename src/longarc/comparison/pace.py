@@ -1,0 +1,95 @@
+"""Seconds that a step of a training takes, before the training: for budgets of minutes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from longarc.objectives.regularizers.registry import build_regularizers
+from longarc.training.batches import PaddedBatches
+from longarc.training.config import TrainConfig
+from longarc.training.groundwork import Groundwork
+from longarc.training.preparation import prepare
+from longarc.training.progress import Reporter
+from longarc.training.recipes.sampling import sampling_weights
+from longarc.training.trainer import Trainer
+
+WARM = 2
+TIMED = 10
+"""Steps. The median of so few is some per cent off; what was really taken is measured as well."""
+
+
+def seconds_per_step(config: TrainConfig) -> float:
+    """The median of a few steps of the run that ``config`` describes; nothing is left on the disk.
+
+    Batches are the first ones of the training, in its order.
+    """
+    with tempfile.TemporaryDirectory(prefix="longarc-pace-") as scratch:
+        config = dataclasses.replace(
+            config,
+            out=str(Path(scratch) / "run"),
+            epochs=1000.0,
+            head_start="scratch",
+            learning_rate=1e-5 if config.learning_rate == "auto" else config.learning_rate,
+            recipe="none",
+            recipe_tau=None,
+            calibrate=False,
+            hybrid=0.0,
+            resume=False,
+            overwrite=False,
+            baseline=False,
+        )
+        return _Pace(prepare(config, Reporter(None)), Reporter(None)).measure()
+
+
+class _Pace(Groundwork):
+    """A run that ends after its first steps."""
+
+    copies = 0
+
+    def measure(self) -> float:
+        self._start()
+        args = copy.copy(self.args)
+        changes = {
+            "eval_strategy": "no", "save_strategy": "no", "eval_on_start": False,
+            "load_best_model_at_end": False, "max_steps": WARM + TIMED,
+        }  # fmt: skip
+        for name, value in changes.items():
+            setattr(args, name, value)
+        clock = _Clock()
+        train = self.splits.train
+        trainer = Trainer(
+            self.model,
+            args,
+            train_dataset=self._documents(train),
+            data_collator=PaddedBatches(self.prepared.tokenizer, self.config.max_length),
+            processing_class=self.prepared.tokenizer,
+            loss=self.loss,
+            regularizers=build_regularizers(self.config.regularizers),
+            layer_decay=self.config.layer_decay,
+            sampling_weights=sampling_weights(self._codes(train), self.config.sampler),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        with self._explained():
+            trainer.train()
+        return statistics.median(clock.seconds[WARM:])
+
+
+class _Clock(TrainerCallback):
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.started)

@@ -1,0 +1,279 @@
+"""``longarc compare``: interrupted, gone on with, finished; what it refuses before it starts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import yaml
+from sklearn.metrics import f1_score
+
+import longarc as package
+from longarc.comparison.candidates import Candidate
+from longarc.comparison.figures import rows
+from longarc.comparison.pace import seconds_per_step
+from longarc.comparison.slot import Slot, read
+from longarc.errors import RunError
+from longarc.files import write_json
+from longarc.training.config import TrainConfig
+
+STEPS = 60
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory, tiny_model) -> Path:
+    """A training of many steps, and a probe that takes none."""
+    file = tmp_path_factory.mktemp("candidates") / "candidates.yaml"
+    everything = {
+        "all": {"model": str(tiny_model), "precision": "fp32"},
+        "linear": {"attention": "linear", "checkpoint_minutes": 0.0, "learning_rate": 3e-3},
+        "probe": {"freeze": True},
+    }
+    file.write_text(yaml.safe_dump(everything, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, start, tickets, candidates) -> tuple[Path, str, int]:
+    """A comparison stopped in its first training: folder, what it said, exit status."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    process = start(
+        "compare", tickets, "--text", "body", "--label", "topic", "--candidates", candidates,
+        "--budget-steps", STEPS, "--documents", 10, "--repeats", 2, "--device", "cpu",
+        "--out", out,
+    )  # fmt: skip
+    log = out / "candidates/linear/seed-0/run/log.jsonl"
+    limit = time.monotonic() + 240
+    while not (log.is_file() and '"event": "checkpoint"' in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=180)
+    return out, said, process.returncode
+
+
+@pytest.fixture(scope="module")
+def finished(interrupted) -> package.Comparison:
+    """The same comparison, gone on with."""
+    from longarc.cli.main import main
+
+    out = interrupted[0]
+    assert main(["compare", "--resume", "--out", str(out)]) == 0
+    return package.open_comparison(out)
+
+
+def test_an_interruption_says_how_to_go_on(interrupted):
+    out, said, status = interrupted
+    assert status == 130
+    assert f"longarc compare --resume --out {out}" in said
+    slot = out / "candidates/linear/seed-0"
+    assert not (slot / "training.json").exists()
+    assert not (out / "candidates/probe").exists()
+    assert json.loads((slot / "spent.json").read_text())["processes"] == 1
+
+
+def test_the_interrupted_training_goes_on_from_its_checkpoint(finished):
+    slot = finished.path / "candidates/linear/seed-0"
+    starts = [r for r in records_of(slot / "run") if r["event"] == "start"]
+    assert starts[-1]["steps"] == STEPS
+    assert starts[-1]["resumed_from"] >= 1
+    assert records_of(slot / "run")[-1]["step"] == STEPS
+    spent = json.loads((slot / "training.json").read_text())
+    assert spent["processes"] == 2
+    assert spent["steps"] == STEPS
+
+
+def test_what_is_finished_is_not_repeated(longarc, finished):
+    """Neither a training nor a turn of prediction; the page is drawn anew."""
+
+    def times() -> dict[Path, float]:
+        kept = [p for p in finished.path.rglob("*") if p.is_file() and p.parent != finished.path]
+        return {p: p.stat().st_mtime for p in [*kept, finished.path / "reading.json"]}
+
+    before = times()
+    status, out, _ = longarc("compare", "--resume", "--out", finished.path, "--json")
+    assert status == 0
+    assert json.loads(out)["candidates"] == finished.found["candidates"]
+    assert times() == before
+
+
+def test_a_candidate_that_failed_is_a_row_that_says_why(finished, tmp_path):
+    """Beside real ones, whose figures stay as they are."""
+    slot = Slot(tmp_path / "broken")
+    slot.path.mkdir()
+    write_json(slot.failure, {"why": "out of memory"})
+    slots = {name: [finished.folder.slot(name, 0)] for name in ("linear", "probe")}
+    made = [Candidate(name, row["options"]) for name, row in zip(
+        slots, finished.found["candidates"], strict=True
+    )]  # fmt: skip
+    reading = read(finished.folder.reading)
+    found = rows([Candidate("broken", {}), *made], {"broken": [slot], **slots}, reading,
+                 finished.path)  # fmt: skip
+    assert found[0]["why"] == "out of memory"
+    assert found[0]["macro_f1"] is None
+    assert not found[0]["front"]
+    assert found[1:] == finished.found["candidates"]
+
+
+def test_figures_over_seeds_are_means(finished):
+    """The same run taken for three seeds has its own figures, and two different ones their mean."""
+    slots = {name: finished.folder.slot(name, 0) for name in ("linear", "probe")}
+    one, other = (row["macro_f1"]["value"] for row in finished.found["candidates"])
+    pairs = {"thrice": [slots["linear"]] * 3, "both": list(slots.values())}
+    thrice, both = rows([Candidate(n, {}) for n in pairs], pairs, {}, finished.path)
+    assert thrice["macro_f1"] == finished.found["candidates"][0]["macro_f1"]
+    assert both["by_seed"] == [one, other]
+    assert both["macro_f1"]["value"] == pytest.approx((one + other) / 2)
+
+
+def test_a_step_is_timed_and_nothing_is_left(tickets, tiny_model, tmp_path):
+    config = TrainConfig(
+        data=str(tickets), text="body", label="topic", model=str(tiny_model), precision="fp32",
+        device="cpu", out=str(tmp_path / "run"), learning_rate="auto", recipe="auto",
+    )  # fmt: skip
+    assert 0 < seconds_per_step(config) < 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_differences_to_the_best_are_paired(finished):
+    """By macro-F1 of both on the same resampled documents, with scikit-learn."""
+    best, other = sorted(
+        finished.found["candidates"], key=lambda row: row["less_than_best"] is not None
+    )
+    assert best["less_than_best"] is None
+    columns = []
+    for row in (best, other):
+        table = pyarrow.parquet.read_table(finished.path / row["runs"][0] / "predictions.parquet")
+        columns.append([r for r in table.to_pylist() if r["split"] == "test"])
+    truth, first, second = (
+        np.array([r[name] for r in column])
+        for column, name in (
+            (columns[0], "label"),
+            (columns[0], "prediction"),
+            (columns[1], "prediction"),
+        )
+    )
+    generator = np.random.default_rng(1)
+    drawn = [generator.integers(0, len(truth), len(truth)) for _ in range(400)]
+    options = {"average": "macro", "zero_division": 0}
+    less = [
+        f1_score(truth[d], first[d], labels=np.unique(truth[d]), **options)
+        - f1_score(truth[d], second[d], labels=np.unique(truth[d]), **options)
+        for d in drawn
+    ]
+    told = other["less_than_best"]
+    assert told["value"] == pytest.approx(best["macro_f1"]["value"] - other["macro_f1"]["value"])
+    assert [told["low"], told["high"]] == pytest.approx(np.percentile(less, [2.5, 97.5]), abs=0.06)
+
+
+def test_each_candidate_has_its_figures(finished):
+    linear, probe = finished.found["candidates"]
+    assert finished.failed == {}
+    for row in (probe, linear):
+        metrics = json.loads((finished.path / row["runs"][0] / "metrics.json").read_text())
+        told = metrics["test"]["model"]["macro_f1"]
+        assert row["macro_f1"] == pytest.approx(told, abs=2e-4)
+        speed = row["prediction_documents_per_second"]
+        assert speed["n"] == 2
+        assert speed["min"] <= speed["median"] <= speed["max"]
+        assert row["training_peak_mib"] > 100
+        assert row["prediction_peak_mib"] > 100
+        assert row["minutes"] > 0
+    assert linear["training_documents_per_second"] > 0
+    assert (probe["steps"], linear["steps"]) == (0, STEPS)
+    assert probe["training_documents_per_second"] is None
+    assert finished.front
+    assert set(finished.front) <= {"probe", "linear"}
+
+
+def test_the_linear_baseline_is_fitted_once(finished):
+    runs = [finished.path / f"candidates/{name}/seed-0/run" for name in ("linear", "probe")]
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
+    assert "tfidf-svm" in first["test"]["baselines"]
+    assert "tfidf-svm" not in second["test"]["baselines"]
+    assert (
+        finished.found["baseline"]["value"]
+        == (first["test"]["baselines"]["tfidf-svm"]["macro_f1"]["value"])
+    )
+
+
+def test_the_folder_is_what_the_page_and_the_table_say(finished):
+    assert finished.page.is_file()
+    page = finished.page.read_text(encoding="utf-8")
+    assert finished.found["sentence"].replace("'", "&#39;") in page
+    assert 'href="candidates/linear/seed-0/run/report.html"' in page
+    assert "<script" not in page
+    with (finished.path / "table.csv").open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["candidate"] for row in written] == ["linear", "probe"]
+    frame = finished.to_pandas()
+    assert list(frame.columns) == list(written[0])
+    assert frame["macro_f1"][1] == float(written[1]["macro_f1"])
+    assert repr(finished) == f"Comparison({str(finished.path)!r})"
+
+
+def test_a_second_resume_with_other_options_is_refused(longarc, finished):
+    command = ("compare", "--resume", "--out", finished.path, "--budget-steps", STEPS + 1)
+    status, _, err = longarc(*command)
+    assert status == 1
+    assert f"budget_steps: {STEPS} then, {STEPS + 1} now" in err
+
+
+def test_a_comparison_is_only_replaced_if_asked(longarc, finished, trained, tickets, candidates):
+    common = ("compare", tickets, "--candidates", candidates, "--budget-steps", 1, "--out")
+    status, _, err = longarc(*common, finished.path)
+    assert status == 1
+    assert "--overwrite" in err
+    status, _, err = longarc(*common, trained, "--overwrite")
+    assert status == 1
+    assert "never overwritten" in err
+    with pytest.raises(RunError, match="holds no finished comparison"):
+        package.open_comparison(trained)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--candidates", "{a: {}, b: {los: focal}}", "--budget-steps", 1), "candidate 'b'"),
+        (("--candidates", "{a: {}, b: {}}"), "no budget named"),
+        (("--candidates", "atention", "--budget-steps", 1), "Did you mean attention"),
+        (("--budget-steps", 1), "no candidates named"),
+        (
+            ("--candidates", "tail", "--budget-steps", 1, "--label", "nothing"),
+            "no column 'nothing'",
+        ),
+        (("--candidates", "tail", "--budget-steps", 1, "--resume"), "no comparison to go on with"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(longarc, tickets, tmp_path, words, message):
+    out = tmp_path / "out"
+    status, printed, err = longarc("compare", tickets, *words, "--out", out)
+    assert status == 1
+    assert message in err
+    assert printed == ""
+    assert not out.exists()
+
+
+def test_without_a_table_only_the_packaged_texts_will_do(longarc, tmp_path):
+    words = ("--candidates", "tail", "--budget-steps", 1, "--out", tmp_path / "out")
+    status, _, err = longarc("compare", *words)
+    assert status == 1
+    assert "expected DATA" in err
+
+
+def test_an_option_that_is_not_there_is_answered_with_the_near_one(longarc, tickets):
+    status, _, err = longarc("compare", tickets, "--budgt-steps", 1)
+    assert status == 2
+    assert "--budget-steps" in err

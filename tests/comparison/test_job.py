@@ -1,0 +1,136 @@
+"""The comparison as far as it goes without a training: material, folder, processes that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longarc.comparison.children import how_it_ended, run_training
+from longarc.comparison.config import CompareConfig
+from longarc.comparison.figures import _training_speed
+from longarc.comparison.folder import CompareFolder
+from longarc.comparison.job import _begun, _opened
+from longarc.comparison.material import read_material
+from longarc.comparison.slot import Slot, read
+from longarc.errors import OptionError, RunError
+from longarc.files import write_json
+from longarc.training.progress import Reporter
+
+TABLE = {
+    "body": [f"the {'pump leaks' if i % 2 else 'invoice is due'} {i}" for i in range(40)],
+    "topic": ["pump" if i % 2 else "invoice" for i in range(40)],
+}
+CANDIDATES = {"mean": {}, "cls": {"pooling": "cls"}}
+
+
+def options(out: Path, **more) -> CompareConfig:
+    values = {"data": "<dict in memory>", "candidates": "(in Python)", "budget_steps": 3, **more}
+    return CompareConfig(out=str(out), **values)
+
+
+def test_a_table_in_memory_becomes_a_file_that_a_resumed_comparison_reads(tmp_path):
+    config = options(tmp_path / "out", seeds=[0, 1], documents=5)
+    job = _begun(config, TABLE, CANDIDATES, Reporter(None))
+    folder = CompareFolder(tmp_path / "out")
+    assert folder.data.is_file()
+    assert len(json.loads(folder.documents.read_text())) == 5
+    assert [slot.path for slot in job.slots["cls"]] == [
+        folder.slot("cls", seed).path for seed in (0, 1)
+    ]
+    again = _opened(CompareConfig(**folder.read_settings()["options"]), Reporter(None))
+    assert again.material.facts() == job.material.facts()
+    assert again.candidates == job.candidates
+    assert [len(splits.train) for splits in again.material.splits.values()] == [28, 28]
+    first, second = (s.train.texts for s in again.material.splits.values())
+    assert first != second
+
+
+def test_a_changed_table_is_refused(tmp_path):
+    table = tmp_path / "table.csv"
+    rows = list(zip(TABLE["body"], TABLE["topic"], strict=True))
+
+    def write(rows: list[tuple[str, str]]) -> None:
+        lines = ["body,topic", *(",".join(row) for row in rows)]
+        table.write_text("\n".join(lines) + "\n")
+
+    write(rows)
+    config = options(tmp_path / "out", data=str(table))
+    _begun(config, None, CANDIDATES, Reporter(None))
+    saved = CompareConfig(**CompareFolder(tmp_path / "out").read_settings()["options"])
+    _opened(saved, Reporter(None))
+    write([*rows[1:], rows[0]])
+    with pytest.raises(RunError, match="have changed since"):
+        _opened(saved, Reporter(None))
+
+
+def test_a_job_has_the_shared_options_and_its_own(tmp_path):
+    job = _begun(options(tmp_path / "out", limit=30), TABLE, CANDIDATES, Reporter(None))
+    written = []
+    for candidate in job.candidates:
+        slot = job.folder.slot(candidate.name, 0)
+        job._prepare(slot, candidate, 0)
+        written.append(read(slot.job))
+    first, second = (job["config"] for job in written)
+    assert first["data"] == second["data"] == str(tmp_path / "out/data.parquet")
+    assert (first["pooling"], second["pooling"]) == ("mean", "cls")
+    assert (first["baseline"], second["baseline"]) == (True, False)
+    assert first["limit"] == 30
+    assert written[0]["documents"] == len(job.material.splits[0].train)
+    assert written[0]["budget"] == {"kind": "steps", "amount": 3}
+
+
+def test_a_budget_has_to_be_named_unless_the_preset_has_one(tmp_path):
+    with pytest.raises(OptionError, match="no budget named"):
+        read_material(options(tmp_path, budget_steps=None, candidates="tail"), TABLE)
+    material = read_material(
+        options(tmp_path, budget_steps=None, candidates="everything-small"), TABLE
+    )
+    assert material.config.budget_examples is not None
+    assert material.config.test_fraction == 0.15  # the packaged texts' own are for them alone
+
+
+def test_training_speed_leaves_evaluations_out(tmp_path):
+    """64 documents in 4 s of steps, whatever the evaluations between them took."""
+    slot = Slot(tmp_path)
+    slot.run.mkdir()
+    write_json(slot.job, {"documents": 32})
+    records = [
+        {"event": "start", "steps": 4, "time": 0.0},
+        {"event": "validation", "step": 0, "epoch": 0, "time": 90.0},
+        {"event": "train", "step": 1, "epoch": 0.5, "time": 91.0},
+        {"event": "train", "step": 2, "epoch": 1.0, "time": 92.0},
+        {"event": "validation", "step": 2, "epoch": 1.0, "time": 192.0},
+        {"event": "checkpoint", "step": 2, "time": 200.0},
+        {"event": "train", "step": 4, "epoch": 2.0, "time": 202.0},
+        {"event": "validation", "step": 4, "epoch": 2.0, "time": 302.0},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (slot.run / "log.jsonl").write_text(lines)
+    assert _training_speed(slot) == pytest.approx(64 / 4)
+
+
+def test_a_process_that_fails_says_why(tmp_path):
+    """Options that a newer version refuses, say; the comparison itself checks them first."""
+    job = _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
+    slot = job.folder.slot("mean", 0)
+    job._prepare(slot, job.candidates[0], 0)
+    written = read(slot.job)
+    written["config"]["batch_size"] = 0
+    write_json(slot.job, written)
+    looks: list[int] = []
+    assert run_training(slot.path, slot.log, lambda: looks.append(1)) == 1
+    assert "--batch-size is 0" in read(slot.failure)["why"]
+    assert looks
+    written["config"]["no_such_option"] = 1
+    write_json(slot.job, written)
+    assert run_training(slot.path, slot.log, lambda: None) == 1
+    assert read(slot.failure)["why"].startswith("TypeError: ")
+    assert "Traceback" in slot.log.read_text()
+    assert not slot.finished
+
+
+def test_how_a_process_ended_is_said():
+    assert "memory" in how_it_ended(-9, Path("log"))
+    assert how_it_ended(1, Path("log")) == "the process ended with status 1; see log"
