@@ -20,6 +20,7 @@ VERBS = {
     "pretrain": "an encoder adapted to texts without labels: simcse, simsiam, byol, masked tokens",
     "lr": "a learning rate with reasons: a measured range, and rates in it that were tried",
     "report": "one offline HTML page for a run, or for several side by side",
+    "cite": "BibTeX for exactly what a run used",
     "study": "a published claim: computed, drawn, compared with what was claimed",
 }
 

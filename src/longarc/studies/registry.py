@@ -119,7 +119,7 @@ STUDIES: dict[str, StudyInfo] = {
         references=(
             "he2021realformer",
             "xiong2020layer",
-            "bachlechner2021rezero",
+            "bachlechner2020rezero",
         ),
     ),
     "rnn": StudyInfo(
