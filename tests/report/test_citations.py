@@ -147,7 +147,8 @@ def test_every_option_brings_its_reference(run):
     assert found["sampler", "square-root"] == ("kang2020decoupling",)
     assert found["step sizes", "by layer"] == ("howard2018universal",)
     assert found["head's start", "linear probe"] == ("kumar2022fine",)
-    assert "domingos2020every" in found["explanations", "contributions along the path"]
+    explained = found["explanations", "contributions along the path"]
+    assert explained == ("domingos2020every", "pruthi2020estimating")
 
 
 def test_a_recurrent_run_cites_its_cell_and_no_pretrained_encoder(run):
