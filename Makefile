@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ format: $(VENV)/.dev-installed ## put the code into its form
 	$(BIN)/ruff check --fix --quiet
 	$(BIN)/ruff format --quiet
 
+docs: $(VENV)/.dev-installed ## make the documentation's site: docs/_build/index.html, static and searchable
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -c docs . docs/_build
+	@echo "docs/_build/index.html"
+
 # A benchmark is a file of benchmarks/ that runs as a script; what it needs besides is its variable.
 bench: $(VENV)/.dev-installed ## run every benchmark; rows are appended to benchmarks/results.jsonl
 	@set -e; for file in $$(grep -l '^if __name__ == "__main__"' benchmarks/*.py); do \
@@ -46,7 +50,7 @@ bench: $(VENV)/.dev-installed ## run every benchmark; rows are appended to bench
 	done
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One command with the constraints: pip must never resolve torch without its pin.

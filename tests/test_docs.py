@@ -18,14 +18,16 @@ from longarc.training.pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [*DOCS, *(ROOT / f for f in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+DOCS += [ROOT / "docs" / "studies" / "index.md"]
+PAGES = [*DOCS, *(ROOT / f for f in ("README.md", "README.zh-CN.md"))]
+PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += [ROOT / "benchmarks" / "README.md"]
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("page", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: str(p.relative_to(ROOT / "docs")))
 def test_python_blocks_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

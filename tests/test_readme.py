@@ -130,7 +130,7 @@ def test_every_option_named_exists() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "format", "clean", "help"])
+@pytest.mark.parametrize("target", ["demo", "test", "docs", "bench", "format", "clean", "help"])
 def test_make_has_the_target(target: str) -> None:
     planned = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
@@ -139,7 +139,7 @@ def test_make_has_the_target(target: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "test", "docs"])
 def test_make_installs_with_the_constraints(target: str) -> None:
     """Without them pip may resolve torch to gigabytes of another build."""
     command = ["make", "--dry-run", "--always-make", target]
@@ -158,3 +158,34 @@ def test_readme_installs_with_the_constraints() -> None:
     assert all("-c constraints.txt" in line for line in commands)
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert re.search(r"^torch==", pins, re.MULTILINE)
+
+
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
+def test_the_chinese_readme_has_the_same_blocks_and_verbs() -> None:
+    assert re.findall(r"^```(\w+)\n(.*?)^```$", CHINESE, re.MULTILINE | re.DOTALL) == BLOCKS
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(longarc [^`]+)` \|$", CHINESE, re.MULTILINE)
+    assert rows == VERB_ROWS
+
+
+def numbers_of(text: str) -> list[str]:
+    """Every number in the order of size: sentences may put them in another order."""
+    return sorted(re.findall(r"[−+]?(?:\d[\d,]*)?\.?\d+", text))
+
+
+def test_the_chinese_readme_has_the_same_numbers_code_and_links() -> None:
+    assert numbers_of(CHINESE) == numbers_of(README)
+    for pattern in (r"`[^`\n]+`", r"\]\(([^)]+)\)"):
+        english, chinese = (
+            sorted(set(re.findall(pattern, text)) - {"README.md", "README.zh-CN.md"})
+            for text in (README, CHINESE)
+        )
+        assert chinese == english
+    headings = [len(re.findall(r"^#+ ", text, re.MULTILINE)) for text in (README, CHINESE)]
+    assert headings[0] == headings[1]
+
+
+def test_each_readme_leads_to_the_other() -> None:
+    assert "](README.zh-CN.md)" in "".join(README.splitlines()[:4])
+    assert "](README.md)" in "".join(CHINESE.splitlines()[:4])

@@ -19,6 +19,7 @@ from longarc.data.table_writer import check_writable, table_writer
 from longarc.errors import ModelError, OptionError
 from longarc.files import write_text
 from longarc.report.card import model_card
+from longarc.report.citations import bibtex, cited, config_of
 from longarc.report.diagnosis import save_diagnosis
 from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
@@ -278,6 +279,11 @@ class Run(ExplainedRun):
         save_diagnosis(found, run=self.path)
         return found
 
+    @property
+    def citations(self) -> str:
+        """BibTeX for exactly what the run used, and for longarc itself."""
+        return bibtex(cited(self.path), config_of(self.path))
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""
         return write_report(self.path, Path(out).expanduser() if out is not None else None)
@@ -314,6 +320,11 @@ class Pretraining:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Codes (N, d) of length 1, float32, of the first ``max_length`` tokens."""
         return encode(self.folder, as_texts(texts, "texts"))
+
+    @property
+    def citations(self) -> str:
+        """BibTeX for exactly what the run used, and for longarc itself."""
+        return bibtex(cited(self.path), config_of(self.path))
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write ``report.html`` (or ``out``) and return its path."""

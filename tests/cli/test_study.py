@@ -11,10 +11,12 @@ from longarc.studies.registry import STUDIES, StudyInfo
 ONE_FILE = """
 from longarc.studies.study import Finding, StudyResult
 
+SAID = ("It is flat.", "0 of 1 claims hold: it is round.", "It depends on where one looks.")
+
 def flat(quick: bool = False):
     finding = Finding("The earth is flat [bold].", "flat", "round", holds=False, how="Looked.")
     table = [{"body": "earth", "km": 6371.0}]
-    return StudyResult("The earth", ["A claim."], [finding], table, [], "folklore")
+    return StudyResult("The earth", ["A claim."], [finding], table, [], "folklore", SAID)
 """
 
 
@@ -31,10 +33,27 @@ def flat(tmp_path, monkeypatch):
 def test_the_list(longarc):
     status, out, _ = longarc("study", "list")
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(STUDIES)
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(STUDIES)
+    assert "imbalance  confirmed: 18 of 18 claims hold" in lines
+    for info in STUDIES.values():
+        assert f"  claim   {info.claim}" in lines
+        assert f"  source  {info.source}" in lines
     status, out, _ = longarc("study", "list", "--json")
     assert status == 0
-    assert json.loads(out).keys() == STUDIES.keys()
+    said = json.loads(out)
+    assert said.keys() == STUDIES.keys()
+    assert said["rnn"]["verdict"] == "depends"
+    assert (said["rnn"]["holding"], said["rnn"]["claims"]) == (25, 37)
+    assert "AMD EPYC" in said["rnn"]["run"]["machine"]
+
+
+def test_a_study_without_a_full_run_is_listed_without_a_verdict(longarc, flat):
+    status, out, _ = longarc("study", "list")
+    assert status == 0
+    assert "flat-earth  no full run kept" in out.splitlines()
+    status, out, _ = longarc("study", "list", "--json")
+    assert json.loads(out)["flat-earth"]["verdict"] is None
 
 
 def test_a_study_in_a_process_of_its_own(start, tmp_path):
@@ -56,6 +75,7 @@ def test_a_claim_that_does_not_hold_is_a_finding(longarc, flat):
     assert "✗ does not hold: The earth is flat [bold]." in out
     assert "expected flat, measured round" in out
     assert "0 of 1 claims hold." in out
+    assert "It depends on where one looks." in out
     assert "6,371" in out
     assert (flat / "studies/flat-earth/study.html").is_file()
 
@@ -72,6 +92,9 @@ def test_json_and_out(longarc, flat):
     status, out, _ = longarc("study", "flat-earth", "--out", flat / "here", "--json")
     assert status == 0
     said = json.loads(out)
+    kept = json.loads((flat / "here" / "study.json").read_text(encoding="utf-8"))
+    assert kept["run"]["quick"] is False
+    assert {"machine", "cores", "seconds", "longarc", "torch", "date"} <= kept["run"].keys()
     assert said["path"] == str(flat / "here" / "study.html")
     assert [finding["holds"] for finding in said["findings"]] == [False]
 

@@ -35,6 +35,7 @@ def result() -> StudyResult:
         table=[{"sum": "2 + 2", "value": 4.0}, {"sum": "a, b\n" + HOSTILE, "value": 1 / 3}],
         figures=[StudyFigure("line", "A line.", panel("Line", "It rises.", make))],
         source="folklore",
+        conclusion=("All add up.", "1 of 2 claims hold: one does.", "It depends on fingers."),
     )
 
 
@@ -49,6 +50,8 @@ def test_the_folder(result, tmp_path):
         "claim": HOSTILE, "expected": "five", "measured": 2 / 3, "holds": False, "how": HOSTILE,
     }  # fmt: skip
     assert saved["figures"] == ["line.svg"]
+    assert saved["conclusion"] == list(result.conclusion)
+    assert saved["run"] == {}
     assert saved["table"] == list(result.table)
     with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -60,6 +63,7 @@ def test_the_folder(result, tmp_path):
 def test_the_page_says_what_failed_and_runs_nothing(result, tmp_path):
     page = write_study(result, tmp_path / "sums").read_text(encoding="utf-8")
     assert "1 of 2 claims hold" in page
+    assert "It depends on fingers." in page
     assert "✓ holds" in page
     assert "✗ does not" in page
     assert "Expected five; measured 0.667." in page

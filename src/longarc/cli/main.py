@@ -21,6 +21,7 @@ VERBS = {
     "lr": "a learning rate with reasons: a measured range, and rates in it that were tried",
     "compare": "several encoders, attentions, lengths or losses under one budget, in one chart",
     "report": "one offline HTML page for a run, or for several side by side",
+    "cite": "BibTeX for exactly what a run used",
     "study": "a published claim: computed, drawn, compared with what was claimed",
 }
 

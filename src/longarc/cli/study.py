@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
 from longarc.studies.registry import QUICKLY, STUDIES, run_study
@@ -38,15 +39,13 @@ def run(words: Sequence[str]) -> int:
 
     console = terminal(to_stderr=chosen.json)
     if chosen.name == "list":
+        listed = _listed()
         if chosen.json:
-            found = {n: {"summary": i.summary, "seconds": i.seconds} for n, i in STUDIES.items()}
-            print(json.dumps(found, ensure_ascii=False))
+            print(json.dumps(listed, ensure_ascii=False))
             return 0
-        width = max(map(len, STUDIES))
-        for name, info in STUDIES.items():
-            minutes = f"{info.seconds / 60:.0f} min" if info.seconds >= 90 else f"{info.seconds} s"
-            line = f"{name:<{width}}  {info.summary} (about {minutes})"
-            console.print(line, markup=False, soft_wrap=True)
+        for name, said in listed.items():
+            for line in _lines(name, said):
+                console.print(line, markup=False, soft_wrap=True)
         return 0
     out = chosen.out or str(Path("studies", chosen.name))
     result = run_study(
@@ -68,3 +67,39 @@ def run(words: Sequence[str]) -> int:
         console.print(QUICKLY, markup=False, soft_wrap=True)
     console.print(f"page     {page}", markup=False, soft_wrap=True)
     return 0
+
+
+def _listed() -> dict[str, dict[str, Any]]:
+    """Each study with its claim, its source and what its last full run found."""
+    from longarc.studies.full_runs import full_runs
+
+    kept = full_runs()
+    listed: dict[str, dict[str, Any]] = {}
+    for name, info in STUDIES.items():
+        one = {"summary": info.summary, "claim": info.claim, "source": info.source}
+        full = kept.get(name)
+        found = {"verdict": None}
+        if full is not None:
+            found = {
+                "verdict": full.verdict,
+                "holding": full.holding,
+                "claims": full.claims,
+                "conclusion": list(full.conclusion),
+                "run": dict(full.run),
+            }
+        listed[name] = one | {"seconds": info.seconds} | found
+    return listed
+
+
+def _lines(name: str, said: dict[str, Any]) -> list[str]:
+    seconds = said["seconds"]
+    lasts = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds} s"
+    verdict = "no full run kept"
+    if said["verdict"]:
+        verdict = f"{said['verdict']}: {said['holding']} of {said['claims']} claims hold"
+    return [
+        f"{name}  {verdict}",
+        f"  claim   {said['claim']}",
+        f"  source  {said['source']}",
+        f"  shows   {said['summary']} (about {lasts})",
+    ]

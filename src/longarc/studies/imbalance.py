@@ -8,6 +8,7 @@ from typing import Any
 
 from longarc.objectives.losses.registry import LOSSES
 from longarc.report.drawing import INK, MUTED, NARROW, SERIES, WIDE, Panel, data_of, panel
+from longarc.studies.conclusion import Conclusion, conclude
 from longarc.studies.imbalance_identities import identities
 from longarc.studies.rare_class import (
     GRID,
@@ -17,7 +18,7 @@ from longarc.studies.rare_class import (
     build_for_rare_class,
     rare_class_weights,
 )
-from longarc.studies.study import StudyFigure, StudyResult
+from longarc.studies.study import Finding, StudyFigure, StudyResult
 
 #: Where in ``GRID`` the table looks: p = 0.1, 0.5 and 0.9.
 SHOWN = (9, 49, 89)
@@ -95,6 +96,7 @@ def imbalance(quick: bool = False) -> StudyResult:
     """
     del quick
     curves = all_curves()
+    findings = identities()
     return StudyResult(
         title="Every loss re-weights a gradient",
         text=(
@@ -110,7 +112,7 @@ def imbalance(quick: bool = False) -> StudyResult:
             "from automatic differentiation in float64; the claims compare them with formulas "
             "worked out by hand.",
         ),
-        findings=identities(),
+        findings=findings,
         table=[_row(curve) for curve in curves],
         figures=figures(curves),
         source=(
@@ -118,6 +120,7 @@ def imbalance(quick: bool = False) -> StudyResult:
             "cross-entropy and F1-weighted cross-entropy when p gives way to log p is folklore. "
             "The weights, and their comparison, are longarc’s."
         ),
+        conclusion=_conclusion(curves, findings),
     )
 
 
@@ -149,6 +152,21 @@ def figures(curves: Sequence[Curve]) -> list[StudyFigure]:
         StudyFigure(family.name, family.caption, _panel(family, drawn))
         for family in (*FAMILIES, *rest)
     ]
+
+
+def _conclusion(curves: Sequence[Curve], findings: Sequence[Finding]) -> Conclusion:
+    wrong = {curve.loss: curve.present[SHOWN[0]] for curve in curves}
+    easy = {curve.loss: curve.present[SHOWN[-1]] for curve in curves}
+    return conclude(
+        "A loss for rare classes is said to be cross-entropy with its gradient re-weighted",
+        findings,
+        "the weights of automatic differentiation and those worked out by hand are compared at "
+        "99 probabilities each with and without the class",
+        "What a loss does depends on where the weight lies: at p = 0.1 of a class that is there "
+        f"soft accuracy has {wrong['soft-accuracy']:.2f}, focal loss {wrong['focal']:.2f} and "
+        f"logit adjustment {wrong['logit-adjusted']:.2f}, at p = 0.9 {easy['soft-accuracy']:.2f}, "
+        f"{easy['focal']:.2f} and {easy['logit-adjusted']:.2f}",
+    )
 
 
 def _row(curve: Curve) -> dict[str, str | float]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from longarc.studies.conclusion import Conclusion, conclude, measured
 from longarc.studies.long_tailed_tuning import figures as figures_of
 from longarc.studies.realformer_figures import figures
 from longarc.studies.realformer_findings import findings
 from longarc.studies.realformer_runs import COMPARED, Measured, Size, measure
 from longarc.studies.scratch_encoders import HEAD_WIDTH, Shape
 from longarc.studies.scratch_training import Outcome
-from longarc.studies.study import StudyResult
+from longarc.studies.study import Finding, StudyResult
 from longarc.studies.word_windows import SHARE
 from longarc.training.progress import Reporter
 
@@ -57,13 +58,14 @@ def realformer(
         tables: documents with labels to fine-tune on too, and others to test with.
         reporter: told of the progress.
     """
-    measured = measure(QUICK if quick else FULL, tables, reporter or Reporter(None))
+    everything = measure(QUICK if quick else FULL, tables, reporter or Reporter(None))
+    found = findings(everything)
     return StudyResult(
         title="RealFormer, and where LayerNorm goes",
-        text=_text(measured),
-        findings=findings(measured),
-        table=_table(measured),
-        figures=figures(measured),
+        text=_text(everything),
+        findings=found,
+        table=_table(everything),
+        figures=figures(everything),
         source=(
             "He et al. 2021, “RealFormer: Transformer Likes Residual Attention” (arXiv "
             "2012.11747): on BERT’s pre-training and on GLUE and SQuAD RealFormer ≥ PostLN ≥ "
@@ -72,6 +74,21 @@ def realformer(
             "is a practitioner’s report. PostLN’s need of warm-up: Xiong et al. 2020 (arXiv "
             "2002.04745). ReZero: Bachlechner et al. 2020 (arXiv 2003.04887)."
         ),
+        conclusion=_conclusion(found),
+    )
+
+
+def _conclusion(found: Sequence[Finding]) -> Conclusion:
+    return conclude(
+        "Residual attention is said to be ahead of LayerNorm after each addition, and that of "
+        "LayerNorm before each branch",
+        found,
+        f"of masked tokens RealFormer restores {measured(found, 'RealFormer restores')} by PostLN, "
+        f"which has {measured(found, 'PostLN restores')} by PreLN",
+        "It depends on the task and on where training starts: fine-tuned, the gain in accuracy is "
+        f"{measured(found, 'RealFormer’s gain')}, and put into a pretrained encoder it restores "
+        f"{measured(found, 'Residual attention put')}, with gates that start at 0 "
+        f"{measured(found, 'With gates that start')}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +22,17 @@ class StudyInfo:
 
     ``path`` is ``module:function``, the function taking ``quick`` and returning a ``StudyResult``;
     ``summary`` one line; ``seconds`` about how long it takes on two CPU cores. ``takes`` are what
-    else the function takes of ``tables`` and ``reporter``.
+    else the function takes of ``tables`` and ``reporter``. ``claim`` is a sentence with what was
+    claimed, ``source`` who claimed it first, and ``references`` the keys of ``references.bib``.
     """
 
     path: str
     summary: str
     seconds: int
     takes: tuple[str, ...] = ()
+    claim: str = ""
+    source: str = ""
+    references: tuple[str, ...] = ()
 
 
 STUDIES: dict[str, StudyInfo] = {
@@ -35,46 +40,120 @@ STUDIES: dict[str, StudyInfo] = {
         "longarc.studies.imbalance:imbalance",
         "every loss as a way to re-weight cross-entropy's gradient",
         seconds=5,
+        claim="Every loss for rare classes is cross-entropy with its gradient re-weighted",
+        source="longarc, from the papers of each loss",
+        references=(
+            "cui2019class",
+            "menon2021long",
+            "cao2019learning",
+            "lin2017focal",
+            "ridnik2021asymmetric",
+            "su2022zlpr",
+        ),
     ),
     "kernel-machine": StudyInfo(
         "longarc.studies.kernel_machine.study:kernel_machine",
         "a trained network as a kernel machine: rebuilt, edited, searched, beside an SVM",
         seconds=600,
         takes=("reporter",),
+        claim=(
+            "A network learned by gradient descent is a kernel machine over its training examples"
+        ),
+        source="Domingos 2020",
+        references=(
+            "domingos2020every",
+            "pruthi2020estimating",
+        ),
     ),
     "learning-rate": StudyInfo(
         "longarc.studies.learning_rate:learning_rate",
         "a finite step as a gradient penalty: on two weights, on digits, by flooding, with Adam",
         seconds=180,
         takes=("reporter",),
+        claim=(
+            "A large learning rate is a gradient penalty, ends in flatter minima and tests better"
+        ),
+        source="Barrett & Dherin 2021",
+        references=(
+            "barrett2021implicit",
+            "ishida2020do",
+            "karakida2023understanding",
+            "cattaneo2024implicit",
+        ),
     ),
     "performer": StudyInfo(
         "longarc.studies.performer:performer",
         "random features of the softmax: errors by how they are drawn, and when they pay",
         seconds=120,
+        claim=(
+            "Random features stand in for the softmax, nearer if they are orthogonal, and pay from "
+            "some 5,000 tokens on"
+        ),
+        source="Choromanski et al. 2021; Su 2020",
+        references=(
+            "choromanski2021rethinking",
+            "likhosherstov2022chefs",
+        ),
     ),
     "positions": StudyInfo(
         "longarc.studies.positions:positions",
         "positions stretched threefold: masked tokens restored before and after training",
         seconds=660,
+        claim=(
+            "Trained positions, combined by a coarse and a fine index, serve longer texts after a "
+            "short training"
+        ),
+        source="Su 2020",
+        references=("su2020hierarchical",),
     ),
     "realformer": StudyInfo(
         "longarc.studies.realformer:realformer",
         "residual attention beside PostLN, PreLN and ReZero, from scratch and on many classes",
         seconds=7200,
         takes=("tables", "reporter"),
+        claim=(
+            "Residual attention is ahead of LayerNorm after each addition, and that of LayerNorm "
+            "before"
+        ),
+        source="He et al. 2021",
+        references=(
+            "he2021realformer",
+            "xiong2020layer",
+            "bachlechner2020rezero",
+        ),
     ),
     "rnn": StudyInfo(
         "longarc.studies.rnn.study:rnn",
         "recurrent cells: bounds, gates and the Jacobian's terms, from exercises to texts",
         seconds=600,
         takes=("tables", "reporter"),
+        claim=(
+            "A forget gate close to 1 keeps memory and gradient alike, and the GRU, with a gate "
+            "fewer, is less stable than the LSTM"
+        ),
+        source="Hochreiter & Schmidhuber 1997; Su 2020",
+        references=(
+            "hochreiter1997long",
+            "cho2014learning",
+            "pascanu2013difficulty",
+            "jozefowicz2015empirical",
+            "saxe2014exact",
+        ),
     ),
     "simsiam": StudyInfo(
         "longarc.studies.simsiam:simsiam",
         "why SimSiam does not collapse: two numbers, every ablation, the mean view as target",
         seconds=600,
         takes=("reporter",),
+        claim=(
+            "A stop-gradient and a predictor keep SimSiam's codes from collapse, without negatives "
+            "or a moving average"
+        ),
+        source="Chen & He 2021",
+        references=(
+            "chen2021exploring",
+            "grill2020bootstrap",
+        ),
     ),
 }
 
@@ -116,6 +195,7 @@ def run_study(
         raise OptionError(
             f"The study {name!r} takes no tables: leave them out. Known to: {', '.join(takers)}."
         )
+    from longarc.studies.machine import machine
     from longarc.studies.study import refuse_existing, write_study
 
     folder = Path("studies", name) if out is None else Path(out).expanduser()
@@ -123,8 +203,12 @@ def run_study(
     module, _, function = info.path.partition(":")
     given = {"tables": tables, "reporter": reporter}
     further = {option: given[option] for option in info.takes}
+    started = time.perf_counter()
     result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick, **further)
     if quick:
         result = dataclasses.replace(result, text=(*result.text, QUICKLY))
-    write_study(result, folder, overwrite=overwrite)
+    run = {**machine(), "seconds": round(time.perf_counter() - started, 1), "quick": quick}
+    if tables is not None:
+        run["tables"] = [Path(table).name for table in tables]
+    write_study(result, folder, overwrite=overwrite, run=run)
     return result

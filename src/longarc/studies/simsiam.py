@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from longarc.studies.conclusion import Conclusion, conclude, holds, measured
 from longarc.studies.simsiam_figures import figures
 from longarc.studies.simsiam_findings import findings, interval
 from longarc.studies.simsiam_measured import Measured, Size, measure
-from longarc.studies.study import StudyResult
+from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 
 FULL = Size(steps=(200, 300), every=5, seeds=4, few_seeds=2, documents=800)
@@ -30,13 +31,14 @@ def simsiam(quick: bool = False, *, reporter: Reporter | None = None) -> StudyRe
         quick: hardly any steps and examples: it shows that the study runs, its numbers say nothing.
         reporter: told of the progress.
     """
-    measured = measure(QUICK if quick else FULL, reporter or Reporter(None))
+    everything = measure(QUICK if quick else FULL, reporter or Reporter(None))
+    found = findings(everything)
     return StudyResult(
         title="SimSiam: what keeps codes from collapse",
-        text=_text(measured),
-        findings=findings(measured),
-        table=_table(measured),
-        figures=figures(measured),
+        text=_text(everything),
+        findings=found,
+        table=_table(everything),
+        figures=figures(everything),
         source=(
             "Chen & He 2021, “Exploring Simple Siamese Representation Learning” (arXiv "
             "2011.10566): ImageNet, linear classification after 100 epochs: 67.7 %; without "
@@ -47,6 +49,26 @@ def simsiam(quick: bool = False, *, reporter: Reporter | None = None) -> StudyRe
             "model and the mean view as an open question: Su Jianlin 2020 (in Chinese, "
             "kexue.fm/archives/7980)."
         ),
+        conclusion=_conclusion(found),
+    )
+
+
+def _conclusion(found: Sequence[Finding]) -> Conclusion:
+    gradient = holds(found, "Without the stop-gradient codes")
+    predictor = holds(found, "Without a predictor")
+    better = holds(found, "SimSiam’s codes are better")
+    return conclude(
+        "A stop-gradient and a predictor are said to keep codes from collapse, without negatives "
+        "or a moving average",
+        found,
+        f"codes {'collapse' if gradient else 'do not always collapse'} without the stop-gradient "
+        f"and {'do so' if predictor else 'not always'} without a predictor, and SimSiam’s are "
+        f"{'' if better else 'not '}better than an untrained network’s "
+        f"({measured(found, 'SimSiam’s codes are better')})",
+        "It depends on the predictor, of which ten times the encoder’s rate against a tenth has "
+        f"({measured(found, 'A fast predictor')}) and one fixed at random "
+        f"({measured(found, 'A predictor fixed at random')}), and on the heads’ normalisation "
+        f"({measured(found, 'With the stop-gradient codes do not collapse, whatever')})",
     )
 
 

@@ -14,6 +14,7 @@ from longarc.errors import RunError
 from longarc.files import whole_folder, write_json, write_text
 from longarc.report.drawing import Panel
 from longarc.report.page import render
+from longarc.studies.conclusion import Conclusion
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class StudyResult:
     """What a study gives.
 
     ``text`` are paragraphs: the claim, and what was done. ``table`` are rows with the same keys.
-    ``source`` says who claimed it, and where.
+    ``source`` says who claimed it, and where. ``conclusion`` are three sentences, written from what
+    was measured: what was claimed, what came out, what it depends on (``conclude`` puts them
+    together).
     """
 
     title: str
@@ -53,6 +56,7 @@ class StudyResult:
     table: Sequence[Mapping[str, str | float]]
     figures: Sequence[StudyFigure]
     source: str
+    conclusion: Conclusion
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``study.json``: everything but the drawings."""
@@ -60,6 +64,7 @@ class StudyResult:
             "title": self.title,
             "text": list(self.text),
             "source": self.source,
+            "conclusion": list(self.conclusion),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "table": [dict(row) for row in self.table],
             "figures": [f"{figure.name}.svg" for figure in self.figures],
@@ -89,11 +94,18 @@ def refuse_existing(folder: str | Path, *, overwrite: bool = False) -> None:
         )
 
 
-def write_study(result: StudyResult, folder: str | Path, *, overwrite: bool = False) -> Path:
+def write_study(
+    result: StudyResult,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    run: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a study's folder and return the path of its page.
 
     ``study.html`` is one page that needs no network, ``study.json`` has the findings and the table,
-    ``table.csv`` the table, and NAME.svg each drawing. The folder appears whole or not at all.
+    ``table.csv`` the table, and NAME.svg each drawing. ``run`` says where, when and how the study
+    was run, and is kept in ``study.json``. The folder appears whole or not at all.
 
     Raises ``RunError`` where ``refuse_existing`` does.
     """
@@ -102,7 +114,7 @@ def write_study(result: StudyResult, folder: str | Path, *, overwrite: bool = Fa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as temporary:
         write_text(temporary / "study.html", _page(result))
-        write_json(temporary / "study.json", result.to_dict())
+        write_json(temporary / "study.json", {**result.to_dict(), "run": dict(run or {})})
         write_text(temporary / "table.csv", _csv(result.table))
         for figure in result.figures:
             write_text(temporary / f"{figure.name}.svg", str(figure.panel.wide))

@@ -16,13 +16,17 @@ def print_study(result: StudyResult, console: Console) -> None:
     >>> from rich.console import Console
     >>> from longarc.studies.study import Finding
     >>> finding = Finding("2 + 2 = 5.", 5, 4, holds=False, how="Counted.")
-    >>> print_study(StudyResult("Sums", [], [finding], [], [], "folklore"), Console(width=60))
+    >>> said = ("All add up.", "They do not.", "On luck.")
+    >>> result = StudyResult("Sums", [], [finding], [], [], "folklore", said)
+    >>> print_study(result, Console(width=60))
     Sums
     <BLANKLINE>
     ✗ does not hold: 2 + 2 = 5.
       expected 5, measured 4
     <BLANKLINE>
     0 of 1 claims hold.
+    <BLANKLINE>
+    All add up. They do not. On luck.
     """
     from rich.padding import Padding
     from rich.table import Table
@@ -48,3 +52,4 @@ def print_study(result: StudyResult, console: Console) -> None:
     if result.findings:
         held = sum(finding.holds for finding in result.findings)
         console.print(f"\n{held} of {len(result.findings)} claims hold.")
+    console.print(f"\n{' '.join(result.conclusion)}", markup=False)

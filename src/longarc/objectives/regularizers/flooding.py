@@ -27,7 +27,7 @@ class Flooding(Regularizer):
     Args:
         level: b, in the units of the loss. Between the loss that the model can reach in training
             and that on new documents.
-        per_example: take |ℓ_i − b| + b of each document's loss instead of the step's mean.
+        per_example: take ``|ℓ_i − b| + b`` of each document's loss instead of the step's mean.
 
     Raises:
         OptionError: an option out of range.

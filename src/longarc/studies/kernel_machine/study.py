@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from longarc.studies.conclusion import Conclusion, conclude, measured
 from longarc.studies.kernel_machine.figures import figures
 from longarc.studies.kernel_machine.findings import findings, interval
 from longarc.studies.kernel_machine.ledger import WIDTHS, LedgerSize
 from longarc.studies.kernel_machine.measured import Measured, Size, measure
 from longarc.studies.kernel_machine.neighbours import HIDDEN, MEASURES, TOKENS, TOP, NeighbourSize
-from longarc.studies.study import StudyResult
+from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 
 FULL = Size(
@@ -45,13 +46,14 @@ def kernel_machine(quick: bool = False, *, reporter: Reporter | None = None) -> 
         quick: hardly any steps and examples: it shows that the study runs, its numbers say nothing.
         reporter: told of the progress.
     """
-    measured = measure(QUICK if quick else FULL, reporter or Reporter(None))
+    everything = measure(QUICK if quick else FULL, reporter or Reporter(None))
+    found = findings(everything)
     return StudyResult(
         title="A trained network as a kernel machine",
-        text=_text(measured.size),
-        findings=findings(measured),
-        table=_table(measured),
-        figures=figures(measured),
+        text=_text(everything.size),
+        findings=found,
+        table=_table(everything),
+        figures=figures(everything),
         source=(
             "Domingos 2020, “Every Model Learned by Gradient Descent Is Approximately a Kernel "
             "Machine” (arXiv 2012.00152): as the step goes to 0, f_T(x) = f_0(x) + Σ α_i K(x, x_i) "
@@ -61,6 +63,22 @@ def kernel_machine(quick: bool = False, *, reporter: Reporter | None = None) -> 
             "(arXiv 2002.08484). Finite steps, other optimizers, α that do not depend on x, the "
             "ledger and the neighbours are longarc’s questions."
         ),
+        conclusion=_conclusion(found),
+    )
+
+
+def _conclusion(found: Sequence[Finding]) -> Conclusion:
+    return conclude(
+        "A network learned by gradient descent is said to be a kernel machine over its training "
+        "examples as the step goes to 0, and so much like a support vector machine",
+        found,
+        f"the error falls with the order {measured(found, 'Rebuilt from the tangent')} in the "
+        f"step, of finite steps {measured(found, 'At finite steps the sum')} is missing, and an "
+        f"SVM on the path kernel has {measured(found, 'A support vector machine')}",
+        "It depends on weights that change on the way: with one for each example the error is "
+        f"{measured(found, 'With one weight')}, and forgetting an example in the ledger correlates "
+        f"{measured(found, 'Forgetting an example')} with training again, learning one more "
+        f"{measured(found, 'Learning an example')}",
     )
 
 

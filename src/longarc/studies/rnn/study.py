@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from longarc.studies.conclusion import Conclusion, conclude, holds, measured
 from longarc.studies.rnn.figures import figures
 from longarc.studies.rnn.findings import NAMES, findings
 from longarc.studies.rnn.measured import Measured, Size, measure
 from longarc.studies.rnn.readers import Outcome
 from longarc.studies.rnn.statistics import accuracies, finite
 from longarc.studies.rnn.texts import RATE
-from longarc.studies.study import StudyResult
+from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 
 FULL = Size(
@@ -63,13 +64,14 @@ def rnn(
         tables: documents with labels to train on too, and others to test with.
         reporter: told of the progress.
     """
-    measured = measure(QUICK if quick else FULL, tables, reporter or Reporter(None))
+    everything = measure(QUICK if quick else FULL, tables, reporter or Reporter(None))
+    found = findings(everything)
     return StudyResult(
         title="What recurrent cells keep, and by which gate",
-        text=_text(measured),
-        findings=findings(measured),
-        table=_table(measured),
-        figures=figures(measured),
+        text=_text(everything),
+        findings=found,
+        table=_table(everything),
+        figures=figures(everything),
         source=(
             "The derivative of an LSTM’s c by the c before is its forget gate and three terms that "
             "are small, since |(1 − tanh²c) c| < 0.45; the GRU’s terms have a gate fewer and are "
@@ -79,6 +81,26 @@ def rnn(
             "gradients: Pascanu et al. 2013 (arXiv 1211.5063). Forget bias: Jozefowicz et al. "
             "2015. Orthogonal starts: Saxe et al. 2014 (arXiv 1312.6120)."
         ),
+        conclusion=_conclusion(found),
+    )
+
+
+def _conclusion(found: Sequence[Finding]) -> Conclusion:
+    growth = "The growth of the GRU’s gradient"
+    longer = "The longer the distance, the closer the"
+    share = "With the paths through h counted too, over half of the"
+    return conclude(
+        "A forget gate close to 1 is said to keep memory and gradient alike, and the GRU, with a "
+        "gate fewer, to be less stable than the LSTM",
+        found,
+        "the LSTM’s forget gate keeps more where something has to be kept "
+        f"({measured(found, 'The LSTM’s forget gate is larger than where')}), and the growth of "
+        f"the GRU’s gradient depends on the start {'more' if holds(found, growth) else 'no more'} "
+        f"than the LSTM’s ({measured(found, growth)} nats a step)",
+        "It depends on the cell: by the distance in steps the gate that keeps is, where the "
+        f"gradient passes, at ({measured(found, f'{longer} LSTM')}) in the LSTM and "
+        f"({measured(found, f'{longer} GRU')}) in the GRU, and its share of the gradient is "
+        f"{measured(found, f'{share} LSTM')} and {measured(found, f'{share} GRU')}",
     )
 
 
