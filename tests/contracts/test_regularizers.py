@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longarc import Regularizer
 from longarc.errors import LongarcError, ModelError, OptionError
 from longarc.objectives.losses.registry import build_loss
 from longarc.objectives.regularizers.batch import Batch
@@ -293,6 +294,7 @@ def test_options_are_checked(name):
         build_regularizers([{name: {"epsilom": 1}}])
     module, _, attribute = REGULARIZERS[name].path.partition(":")
     known = getattr(importlib.import_module(module), attribute)
+    assert issubclass(known, Regularizer)
     for option in inspect.signature(known).parameters:
         for wrong in (float("nan"), -1.0, "much", None):
             with pytest.raises(OptionError, match=option):

@@ -81,6 +81,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def test_the_folder_holds_what_its_schema_says(finished, table):
+    assert isinstance(finished, longarc.Pretraining)
     files = {p.name for p in finished.path.iterdir()}
     assert files == {
         "config.yaml", "documents", "checkpoints", "log.jsonl", "metrics.json", "model",

@@ -89,6 +89,7 @@ def test_every_cell_is_made_saved_and_opened(cell, encoder, small, tmp_path):
 
 
 def test_a_run_has_what_other_runs_have(trained):
+    assert isinstance(trained, longarc.Run)
     assert (trained.path / "report.html").is_file()
     assert "longarc.load_model" in (trained.path / "model" / "README.md").read_text()
     assert trained.metrics["test"]["baselines"] == {}
