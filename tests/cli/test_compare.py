@@ -166,7 +166,7 @@ def test_differences_to_the_best_are_paired(finished):
         )
     )
     generator = np.random.default_rng(1)
-    drawn = [generator.integers(0, len(truth), len(truth)) for _ in range(400)]
+    drawn = [generator.integers(0, len(truth), len(truth)) for _ in range(200)]
     options = {"average": "macro", "zero_division": 0}
     less = [
         f1_score(truth[d], first[d], labels=np.unique(truth[d]), **options)
