@@ -28,6 +28,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, OptionError, RunError
 from longarc.files import write_json
+from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder
@@ -184,8 +185,7 @@ class _Job:
         shared = {name: getattr(self.config, name) for name in names}
         table = self.folder.data if self.folder.data.is_file() else self.config.data
         config = candidate.config(
-            **shared, data=str(table), out=str(slot.run), seed=seed,
-            baseline=candidate is self.candidates[0],
+            **shared, data=str(table), out=str(slot.run), seed=seed, baseline=False
         )  # fmt: skip
         job = {
             "config": dataclasses.asdict(config),
@@ -193,6 +193,7 @@ class _Job:
             "documents": len(self.material.splits[seed].train),
             "models": str(self.folder.models),
             "length": DEFAULT_LENGTH,
+            "baseline": candidate is self.candidates[0],
         }
         write_json(slot.job, job)
 
@@ -265,12 +266,9 @@ class _Job:
         return "test" if "test" in metrics else "validation"
 
     def _baseline(self) -> dict[str, Any] | None:
-        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its run failed."""
-        slot = self.slots[self.candidates[0].name][0]
-        if not slot.finished:
-            return None
-        found = RunFolder(slot.run).metrics()[self._split()]["baselines"].get("tfidf-svm")
-        return None if found is None else {"name": "TF-IDF + linear SVM", **found["macro_f1"]}
+        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its process failed."""
+        found = read(self.slots[self.candidates[0].name][0].baseline).get(self._split())
+        return None if found is None else {"name": system_name("tfidf-svm"), **found["macro_f1"]}
 
 
 class _Part:
