@@ -118,7 +118,7 @@ def test_a_candidate_that_failed_is_a_row_that_says_why(finished, tmp_path):
     made = [Candidate(name, row["options"]) for name, row in zip(
         slots, finished.found["candidates"], strict=True
     )]  # fmt: skip
-    reading = read(finished.folder.reading)
+    reading = read(finished.folder.reading)["candidates"]
     found = rows([Candidate("broken", {}), *made], {"broken": [slot], **slots}, reading,
                  finished.path)  # fmt: skip
     assert found[0]["why"] == "out of memory"
