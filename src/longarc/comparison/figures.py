@@ -92,11 +92,7 @@ def _row(
     f1 = np.mean([d["macro_f1"] for d in drawn], axis=0)
     speeds = [_training_speed(slot) for slot in slots]
     known = [speed for speed in speeds if speed is not None]
-    seconds = [
-        t["seconds"] - m["seconds"].get("baseline", 0.0)
-        for t, m in zip(trained, metrics, strict=True)
-        if t.get("seconds") is not None
-    ]
+    seconds = [t["seconds"] for t in trained if t.get("seconds") is not None]
     peaks = [peak for t in trained if (peak := _peak(t)) is not None]
     row |= {
         "macro_f1": _with_interval(values, f1),

@@ -28,6 +28,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, OptionError, RunError
 from longarc.files import write_json
+from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder
@@ -131,14 +132,13 @@ class _Job:
 
     def run(self) -> CompareFolder:
         """Train, time, draw."""
-        before = machine()
         try:
             with stoppable():
                 self._train()
                 reading = self._read()
         except KeyboardInterrupt:
             raise Interrupted(f"stopped. {self.folder.how_to_resume()}") from None
-        self._write(reading, before)
+        self._write(reading)
         return self.folder
 
     def _train(self) -> None:
@@ -184,8 +184,7 @@ class _Job:
         shared = {name: getattr(self.config, name) for name in names}
         table = self.folder.data if self.folder.data.is_file() else self.config.data
         config = candidate.config(
-            **shared, data=str(table), out=str(slot.run), seed=seed,
-            baseline=candidate is self.candidates[0],
+            **shared, data=str(table), out=str(slot.run), seed=seed, baseline=False
         )  # fmt: skip
         job = {
             "config": dataclasses.asdict(config),
@@ -193,6 +192,7 @@ class _Job:
             "documents": len(self.material.splits[seed].train),
             "models": str(self.folder.models),
             "length": DEFAULT_LENGTH,
+            "baseline": candidate is self.candidates[0],
         }
         write_json(slot.job, job)
 
@@ -205,12 +205,13 @@ class _Job:
         memory = f", peak memory {peak:,.0f} MiB" if peak is not None else ""
         return f"macro-F1 {found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f}){memory}"
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """The speed of prediction of every finished candidate, measured turn by turn."""
+    def _read(self) -> dict[str, Any]:
+        """The speed of prediction of every finished candidate, and the system's load meanwhile."""
         names = [c.name for c in self.candidates if all(s.finished for s in self.slots[c.name])]
         kept = read(self.folder.reading)
-        if list(kept) == names:
+        if list(kept.get("candidates", {})) == names:
             return kept
+        before = machine()["load"]
         rounds = self.config.repeats + 1
         texts = json.loads(self.folder.documents.read_text(encoding="utf-8"))
         self.reporter.say(
@@ -225,10 +226,11 @@ class _Job:
                 logs={name: self.folder.reading_log(name) for name in names},
                 advance=advance,
             )
-        write_json(self.folder.reading, found)
-        return found
+        timed = {"load": [before, machine()["load"]], "candidates": found}
+        write_json(self.folder.reading, timed)
+        return timed
 
-    def _write(self, reading: dict[str, dict[str, Any]], before: dict[str, Any]) -> None:
+    def _write(self, reading: dict[str, Any]) -> None:
         found = {
             "data": self.config.data,
             "text": self.config.text,
@@ -242,13 +244,15 @@ class _Job:
                 "repeats": self.config.repeats,
             },
             "machine": {
-                **before,
-                "load_after": machine()["load"],
+                **machine(),
+                **dict(zip(("load", "load_after"), reading["load"], strict=True)),
                 "device": self._of_first("device"),
                 "threads": self._of_first("threads"),
             },
             "baseline": self._baseline(),
-            "candidates": rows(self.candidates, self.slots, reading, self.folder.path),
+            "candidates": rows(
+                self.candidates, self.slots, reading["candidates"], self.folder.path
+            ),
         }
         found["sentence"] = sentence_of(found)
         write_trade_off(found, self.folder.path)
@@ -265,12 +269,9 @@ class _Job:
         return "test" if "test" in metrics else "validation"
 
     def _baseline(self) -> dict[str, Any] | None:
-        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its run failed."""
-        slot = self.slots[self.candidates[0].name][0]
-        if not slot.finished:
-            return None
-        found = RunFolder(slot.run).metrics()[self._split()]["baselines"].get("tfidf-svm")
-        return None if found is None else {"name": "TF-IDF + linear SVM", **found["macro_f1"]}
+        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its process failed."""
+        found = read(self.slots[self.candidates[0].name][0].baseline).get(self._split())
+        return None if found is None else {"name": system_name("tfidf-svm"), **found["macro_f1"]}
 
 
 class _Part:

@@ -43,6 +43,11 @@ class Slot:
         return self.path / "training.json"
 
     @property
+    def baseline(self) -> Path:
+        """Figures of TF-IDF and a linear SVM on the same splits; with the first candidate alone."""
+        return self.path / "baseline.json"
+
+    @property
     def failure(self) -> Path:
         """Why the candidate failed."""
         return self.path / "failure.json"

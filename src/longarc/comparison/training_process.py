@@ -72,10 +72,30 @@ def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: flo
         spent = _spent(before, started)
     write_text(folder.model / "README.md", model_card(folder.path))
     write_report(folder.path)
+    if job["baseline"]:  # only now, as neither its time nor its memory is the candidate's
+        write_json(slot.baseline, _baseline(config))
     write_json(
         slot.training,
         {**spent, "steps": steps, "threads": torch.get_num_threads(), "device": _device(config)},
     )
+
+
+def _baseline(config: TrainConfig) -> dict[str, Any]:
+    """Figures by split of TF-IDF and a linear SVM."""
+    from longarc.training.baseline import LinearBaseline
+    from longarc.training.evaluation import score_decisions
+    from longarc.training.preparation import prepare
+    from longarc.training.progress import Reporter
+
+    prepared = prepare(config, Reporter(None))
+    train, space = prepared.splits.train, prepared.space
+    linear = LinearBaseline()
+    linear.fit(train.texts, space.encode(train.labels or []), space=space, seed=config.seed)
+    return {
+        split: score_decisions(part, space, linear.predict(part.texts))
+        for split, part in prepared.splits.items()
+        if split != "train"
+    }
 
 
 def _steps(slot: Slot, config: TrainConfig, job: dict[str, Any]) -> int:

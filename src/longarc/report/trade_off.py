@@ -215,7 +215,7 @@ def _machine(machine: dict[str, Any]) -> str:
     load = ""
     if machine.get("load") is not None and machine.get("load_after") is not None:
         load = (
-            f" The system's load was {machine['load']:g} when it began and "
+            f" The system's load was {machine['load']:g} when the timing of predictions began and "
             f"{machine['load_after']:g} when it ended."
         )
     return ", ".join(part for part in parts if part) + "." + load
