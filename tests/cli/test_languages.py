@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from longarc.data.augment import TextViews
+from longarc.data.augment import TextViews, special_ids
 from longarc.models.loading import resolve_model
 from longarc.report.explanations import write_explanations
 
@@ -127,7 +127,7 @@ def test_views_are_of_tokens(language, tokenizer):
     """Crops are runs of tokens, deletion and shuffling move whole ones; no character breaks."""
     texts, _ = documents(language)
     ids = tokenizer("".join(texts[:8]))["input_ids"]
-    special = tokenizer.all_special_ids
+    special = special_ids(tokenizer)
     first, second = TextViews(min_tokens=4, special=special)(ids, index=0)
     text = " ".join(map(str, ids))
     for view in (first, second):
