@@ -36,6 +36,7 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) 
     api = (site / "docs" / "api.html").read_text(encoding="utf-8")
     assert 'id="longarc.LogitAdjustedLoss"' in api
     assert 'id="longarc.Run.predict"' in api
+    assert "<math " in api
     assert not re.search(r'id="longarc\.[\w.]*\._\w', api)  # private names stay out
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     assert "longarc.LogitAdjustedLoss" in index or "LogitAdjustedLoss" in index
