@@ -4,6 +4,9 @@ The sources are the Markdown pages that GitHub shows, read from the root of the 
 their links to one another hold in both.
 """
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 from longarc.version import __version__
 
 project = "longarc"
@@ -30,6 +33,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "longarc"
 html_show_sourcelink = False
@@ -100,6 +104,17 @@ def add_contents(app, docname, source):
         source[0] += CONTENTS
 
 
+def mathml(display):
+    """Write formulas as MathML, which browsers draw by themselves: no script from elsewhere."""
+
+    def visit(writer, node):
+        writer.body.append(convert(node.astext(), display=display))
+        raise nodes.SkipNode
+
+    return visit, None
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("source-read", add_contents)
+    app.add_html_math_renderer("mathml", mathml("inline"), mathml("block"))

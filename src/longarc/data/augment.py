@@ -38,7 +38,7 @@ class TextViews:
         delete: share of the tokens that are left out.
         mask: share of the tokens that ``mask_id`` replaces.
         mask_id: the tokenizer's ``mask_token_id``.
-        special: the tokenizer's ``all_special_ids``.
+        special: the tokenizer's special ids, as ``special_ids`` gives them.
         seed: of all views.
 
     Raises:
@@ -118,6 +118,15 @@ class TextViews:
         if self.mask and self.mask_id is not None:
             tokens = mask_tokens(tokens, rng, self.mask, self.mask_id, self.special)
         return tokens
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The special ids of a transformers tokenizer, without that of unknown words.
+
+    A text in a script that the tokenizer does not know may begin with unknown words, which are its
+    words and no frame.
+    """
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
 def two_crops(

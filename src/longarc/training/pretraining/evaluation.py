@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from longarc.data.augment import TextViews
+from longarc.data.augment import TextViews, special_ids
 from longarc.data.token_file import TokenFile
 from longarc.dynamics.collapse import collapse_measures
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
@@ -59,7 +59,7 @@ class HeldOut:
         batch_size: int,
     ):
         self.encoder, self.file, self.split, self.views = encoder, file, split, views
-        self.whole = TextViews(crop=None, max_tokens=max_length, special=tokenizer.all_special_ids)
+        self.whole = TextViews(crop=None, max_tokens=max_length, special=special_ids(tokenizer))
         self.collate = PaddedBatches(tokenizer, max_length)
         self.bf16, self.batch_size = bf16, batch_size
         random = np.random.default_rng(0)

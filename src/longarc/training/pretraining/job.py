@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 
-from longarc.data.augment import TextViews
+from longarc.data.augment import TextViews, special_ids
 from longarc.data.columns import Columns, choose_columns
 from longarc.data.table import Table, open_table
 from longarc.data.token_file import TokenFile, open_token_file, write_token_file
@@ -275,7 +275,7 @@ class _Job:
         if self.config.objective == "mlm" or not changes_tokens(self.config):
             views = TextViews(
                 max_tokens=self.config.max_length,
-                special=self.tokenizer.all_special_ids,
+                special=special_ids(self.tokenizer),
                 seed=self.config.seed,
             )
         return HeldOut(

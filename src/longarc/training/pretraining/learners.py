@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longarc.data.augment import TextViews
+from longarc.data.augment import TextViews, special_ids
 from longarc.data.masked import IGNORED, MaskedTokens
 from longarc.errors import ModelError, OptionError
 from longarc.models.loading import load_encoder, load_masked_lm
@@ -159,17 +159,16 @@ def build_views(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> A
             f"the tokenizer of {config.model} has no token for a mask. Leave out --mask, or use "
             "--objective simcse."
         )
-    special = tokenizer.all_special_ids
     if config.objective == "mlm":
         return MaskedTokens(
-            mask_id=mask, vocabulary=len(tokenizer), special=special, share=config.mask_share,
-            max_tokens=config.max_length, seed=config.seed,
+            mask_id=mask, vocabulary=len(tokenizer), special=tokenizer.all_special_ids,
+            share=config.mask_share, max_tokens=config.max_length, seed=config.seed,
         )  # fmt: skip
     crop = (config.crop_min, config.crop_max) if config.views == "crops" else None
     return TextViews(
         crop=crop, overlap=config.overlap, max_tokens=config.max_length, shuffle=config.shuffle,
-        delete=config.delete, mask=config.mask_share, mask_id=mask, special=special,
-        seed=config.seed,
+        delete=config.delete, mask=config.mask_share, mask_id=mask,
+        special=special_ids(tokenizer), seed=config.seed,
     )  # fmt: skip
 
 
