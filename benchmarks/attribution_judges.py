@@ -4,12 +4,13 @@ r"""Do attributions foretell what training without documents does? Judged by tra
     python benchmarks/attribution_judges.py --task r52 --train R52TRAIN --test R52TEST
     python benchmarks/attribution_judges.py --task digits --judges mislabel
 
-A small network is trained with a recorded path, and each method attributes the margins (the logit of
-the true class less the others' log-sum-exp) of held-out examples to the training examples. Judges:
+A small network is trained with a recorded path, and each method attributes the margins (the logit
+of the true class less the others' log-sum-exp) of held-out examples to the training examples.
+Judges:
 
 * ``lds``: the linear datamodelling score of Park and others 2023 (arXiv 2303.14186) by
-  ``dattri.metric.lds``: a hundred networks are trained on random halves of the training set, and the
-  sum of the attributions to a half is ranked against the margin that it gave, the mean over seeds.
+  ``dattri.metric.lds``: networks are trained on a hundred random halves of the training set, and
+  the sum of the attributions to a half is ranked against the margin it gave, the mean over seeds.
 * ``removal``: the margin lost when the fifty examples that a method says support it most are left
   out, less what fifty random ones cost.
 * ``mislabel``: 5 % of the labels are wrong; the area under the curve with which an example's
@@ -22,6 +23,7 @@ thirty halves that are not among the hundred; ``choosing`` in a row is the score
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from collections import Counter
@@ -169,8 +171,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3, help="trainings for each subset")
-    parser.add_argument("--ensemble", type=int, default=50, help="networks of the ensembles")
-    parser.add_argument("--exact-ensemble", type=int, default=5)
+    parser.add_argument("--ensemble", type=int, default=50, help="networks of TRAK's ensemble")
+    parser.add_argument("--recorded", type=int, default=5, help="of them longarc's, recorded")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 256, 512], help="TRAK's")
     parser.add_argument("--checkpoints", type=int, default=10)
     parser.add_argument("--removed", type=int, default=20, help="queries that removal judges")
@@ -189,25 +191,57 @@ def main() -> None:
 # Training
 
 
-def retrain(problem: Problem, some: np.ndarray, seed: int) -> nn.Module:
-    """The recipe of :func:`record` in a plain loop, on some of the training examples."""
-    torch.manual_seed(seed)
+def retrain(
+    problem: Problem, parts: Sequence[np.ndarray], seeds: Sequence[int], together: int = 50
+) -> list[dict[str, Tensor]]:
+    """Train a network on each part of the training set, all parts of one size: their weights.
+
+    It is the recipe of :func:`record`, for several networks at once.
+    """
+    found: list[dict[str, Tensor]] = []
+    for first in range(0, len(parts), together):
+        some = slice(first, first + together)
+        found += _retrain(problem, torch.tensor(np.stack(parts[some])), seeds[some])
+    return found
+
+
+def _retrain(problem: Problem, parts: Tensor, seeds: Sequence[int]) -> list[dict[str, Tensor]]:
+    started, orders = [], []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        started.append(dict(problem.build().named_parameters()))
+        orders.append(torch.stack([torch.randperm(parts.shape[1]) for _ in range(problem.epochs)]))
+    order = torch.stack(orders)  # (networks, epochs, examples)
     net = problem.build()
-    matrices = [p for p in net.parameters() if p.ndim > 1]
-    vectors = [p for p in net.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=problem.rate)
-    x, y = problem.x[some], problem.y[some]
-    steps = problem.epochs * -(-len(x) // problem.batch)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
-    for _ in range(problem.epochs):
-        for batch in torch.randperm(len(x)).split(problem.batch):
+    weights = {
+        name: torch.stack([each[name].detach() for each in started]).requires_grad_()
+        for name in started[0]
+    }
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [w for w in weights.values() if w.ndim > 2], "weight_decay": 0.01},
+            {"params": [w for w in weights.values() if w.ndim < 3], "weight_decay": 0.0},
+        ],
+        lr=problem.rate,
+    )
+    steps = problem.epochs * -(-parts.shape[1] // problem.batch)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
+
+    def loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(net, own, (x,)), y)
+
+    for epoch in range(problem.epochs):
+        for batch in order[:, epoch].split(problem.batch, dim=1):
+            rows = parts.gather(1, batch)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            torch.vmap(loss)(weights, problem.x[rows], problem.y[rows]).sum().backward()
+            grads = [w.grad for w in weights.values() if w.grad is not None]
+            norm = sum(g.flatten(1).square().sum(dim=1) for g in grads) ** 0.5
+            for g in grads:  # each network's own gradient is clipped
+                g *= (1 / (norm + 1e-6)).clamp(max=1).view(-1, *[1] * (g.ndim - 1))
             optimizer.step()
             schedule.step()
-    return net.eval()
+    return [{n: w[i].detach().clone() for n, w in weights.items()} for i in range(len(seeds))]
 
 
 def record(problem: Problem, folder: Path, seed: int) -> SimpleNamespace:
@@ -238,10 +272,10 @@ def record(problem: Problem, folder: Path, seed: int) -> SimpleNamespace:
     )
 
 
-def margins(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """(b,) log p / (1 − p) of the labels."""
+def logits_by(problem: Problem, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """(b, C)."""
     with torch.no_grad():
-        return margin(net(x), y)
+        return torch.func.functional_call(problem.build(), weights, (x,))
 
 
 # Methods: margins of queries → attributions (queries, examples)
@@ -302,7 +336,7 @@ class Attributed:
 def attribute(
     problem: Problem,
     runs: Sequence[SimpleNamespace],
-    finals: Sequence[nn.Module],
+    finals: Sequence[dict[str, Tensor]],
     x: Tensor,
     y: Tensor,
     chosen: argparse.Namespace,
@@ -330,7 +364,7 @@ def attribute(
     if wanted("longarc exact"):
         yield "longarc exact", mean_of(exact, first)
     if wanted("longarc exact, ensemble"):
-        yield "longarc exact, ensemble", mean_of(exact, runs[: chosen.exact_ensemble])
+        yield "longarc exact, ensemble", mean_of(exact, runs)
     if wanted("longarc indexed"):
         yield "longarc indexed", mean_of(indexed, first, chosen.checkpoints)
     if wanted("longarc indexed, ensemble"):
@@ -344,10 +378,9 @@ def attribute(
         yield "dattri TracIn", peer(dattri_tracin, task)
     for name, nets in (("TRAK-1", finals[:1]), (f"TRAK-{len(finals)}", finals)):
         if wanted(name):
-            states = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
             options = []
             for dimensions in chosen.dimensions:
-                more = replace(task, checkpoints=states, dimensions=dimensions)
+                more = replace(task, checkpoints=list(nets), dimensions=dimensions)
                 found = peer(trak, more)
                 found.networks, found.options = len(nets), {"dimensions": dimensions}
                 options.append((choose(found.scores), found))
@@ -364,13 +397,15 @@ def counterfactuals(problem: Problem, folder: Path, chosen: argparse.Namespace) 
     """The linear datamodelling score, and removal of the top fifty."""
     n = len(problem.x)
     x, y = problem.test_x, problem.test_y
-    finals = [retrain(problem, np.arange(n), 1000 + i) for i in range(chosen.ensemble)]
-    runs = [record(problem, folder / str(i), 1000 + i) for i in range(chosen.ensemble)]
-    accuracy = float((finals[0](x).argmax(dim=1) == y).double().mean())
+    networks = list(range(1000, 1000 + chosen.ensemble))
+    finals = retrain(problem, [np.arange(n)] * len(networks), networks)
+    runs = [record(problem, folder / str(i), i) for i in networks[: chosen.recorded]]
+    logits = logits_by(problem, finals[0], x)
+    accuracy = float((logits.argmax(dim=1) == y).double().mean())
     random = np.random.default_rng(5)
     halves = [np.sort(random.permutation(n)[: n // 2]) for _ in range(chosen.subsets + 30)]
     started = time.process_time()
-    truth = torch.stack([mean_margin(problem, half, chosen.seeds) for half in halves])
+    truth = mean_margins(problem, halves, chosen.seeds)
     retraining = time.process_time() - started
     indices = torch.tensor(np.stack(halves))
     judged, others = slice(0, chosen.subsets), slice(chosen.subsets, None)
@@ -379,13 +414,12 @@ def counterfactuals(problem: Problem, folder: Path, chosen: argparse.Namespace) 
         found, _ = lds(torch.tensor(scores.T), (truth[some].double(), indices[some]))
         return found
 
-    removed = [i for i in range(len(x)) if margins(finals[0], x[i : i + 1], y[i : i + 1]) > 0]
-    removed = removed[: chosen.removed]
-    whole = mean_margin(problem, np.arange(n), chosen.seeds * 5)[removed].numpy()
+    removed = (logits.argmax(dim=1) == y).nonzero()[: chosen.removed, 0].tolist()
+    whole = mean_margins(problem, [np.arange(n)], chosen.seeds * 5)[0, removed].numpy()
     baseline: np.ndarray | None = None
     about = {
         "task": problem.name, "documents": n, "queries": len(x), "seeds": chosen.seeds,
-        "parameters": sum(p.numel() for p in finals[0].parameters()), "accuracy": accuracy,
+        "parameters": sum(p.numel() for p in finals[0].values()), "accuracy": accuracy,
         "epochs": problem.epochs, "batch": problem.batch, "rate": problem.rate,
         "steps": runs[0].path.end, "checkpoints": chosen.checkpoints, "subsets": chosen.subsets,
         "recording_cpu_seconds": round(runs[0].seconds, 2),
@@ -413,10 +447,12 @@ def counterfactuals(problem: Problem, folder: Path, chosen: argparse.Namespace) 
             append_row("attribution-removal", **more, **falls(fall, baseline))
 
 
-def mean_margin(problem: Problem, some: np.ndarray, seeds: int) -> Tensor:
-    """(q,) margins of the queries after training on some examples, the mean over seeds."""
-    nets = [retrain(problem, some, seed) for seed in range(seeds)]
-    return torch.stack([margins(net, problem.test_x, problem.test_y) for net in nets]).mean(dim=0)
+def mean_margins(problem: Problem, parts: Sequence[np.ndarray], seeds: int) -> Tensor:
+    """(parts, q): margins of the queries after training on each part, the mean over seeds."""
+    repeated = [part for part in parts for _ in range(seeds)]
+    nets = retrain(problem, repeated, list(range(seeds)) * len(parts))
+    found = [margin(logits_by(problem, net, problem.test_x), problem.test_y) for net in nets]
+    return torch.stack(found).view(len(parts), seeds, -1).mean(dim=1)
 
 
 def random_fifties(examples: int, number: int) -> list[np.ndarray]:
@@ -432,12 +468,9 @@ def fall_without(
     chosen: argparse.Namespace,
 ) -> np.ndarray:
     """How far each query's margin falls without its fifty examples."""
-    everything = np.arange(len(problem.x))
-    found = []
-    for query, some in zip(queries, left_out, strict=True):
-        rest = np.setdiff1d(everything, some)
-        found.append(float(mean_margin(problem, rest, chosen.seeds)[query]))
-    return whole - np.array(found)
+    rest = [np.setdiff1d(np.arange(len(problem.x)), some) for some in left_out]
+    found = mean_margins(problem, rest, chosen.seeds)
+    return whole - found[range(len(queries)), list(queries)].numpy()
 
 
 def falls(fall: np.ndarray, baseline: np.ndarray | None) -> dict[str, Any]:
@@ -454,7 +487,7 @@ def falls(fall: np.ndarray, baseline: np.ndarray | None) -> dict[str, Any]:
 
 
 def mislabel(problem: Problem, folder: Path, chosen: argparse.Namespace) -> None:
-    """5 % of the labels become another one, at random; who attributes most to itself?"""
+    """Give 5 % of the examples a wrong label; who attributes most to itself."""
     n = len(problem.x)
     random = np.random.default_rng(7)
     wrong = np.zeros(n, dtype=bool)
@@ -475,12 +508,12 @@ def mislabel(problem: Problem, folder: Path, chosen: argparse.Namespace) -> None
     def no_choice(_: np.ndarray) -> float:
         return 0.0
 
-    finals = [run.model.net]
+    finals = [dict(run.model.net.state_dict())]
     for name, found in attribute(flipped, [run], finals, x, y, chosen, no_choice):
         if "ensemble" not in name:
             row(name, np.diag(found.scores).copy(), found.seconds)
     started = time.process_time()
-    loss = -margins(run.model.net, x, y).numpy()
+    loss = -margin(logits_by(problem, finals[0], x), y).numpy()
     row("loss after training", loss, time.process_time() - started)
 
 

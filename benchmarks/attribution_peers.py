@@ -54,7 +54,7 @@ class Task:
 
 
 def margin(logits: Tensor, label: Tensor) -> Tensor:
-    """log p / (1 − p) of the labels, (b,), from logits (b, C): what TRAK attributes."""
+    """Give log p / (1 − p) of the labels, (b,), from logits (b, C): what TRAK attributes."""
     chosen = label.reshape(-1, 1)
     others = logits.scatter(1, chosen, -torch.inf)
     return logits.gather(1, chosen)[:, 0] - others.logsumexp(dim=1)
@@ -123,7 +123,9 @@ def trak(task: Task) -> Found:
     model = task.model.eval()
     # Both are margins; that for images is of models with one input.
     output = (
-        ImageClassificationModelOutput() if len(task.train) == 2 else TextClassificationModelOutput()
+        ImageClassificationModelOutput()
+        if len(task.train) == 2
+        else TextClassificationModelOutput()
     )
     number, asked = len(task.train[0]), len(task.queries[0])
     size = sum(p.numel() for p in model.parameters())
