@@ -42,6 +42,7 @@ from transformers import TrainingArguments, default_data_collator, get_linear_sc
 
 import longarc
 from attribution_peers import Task, captum_tracin, dattri_tracin, margin, trak
+from longarc.attribution.counterfactual import effects
 from longarc.attribution.index.answer import explain_by_index
 from longarc.attribution.index.build import build_index
 from longarc.attribution.query import Query
@@ -295,6 +296,10 @@ def exact(run: SimpleNamespace, x: Tensor, y: Tensor) -> np.ndarray:
     return np.stack([e.contributions for e in found])
 
 
+def by_effects(run: SimpleNamespace, x: Tensor, y: Tensor) -> np.ndarray:
+    return effects(run.path, run.model, run.data, default_data_collator, questions(x, y))
+
+
 def indexed(run: SimpleNamespace, x: Tensor, y: Tensor, checkpoints: int) -> np.ndarray:
     index = build_index(
         run.path, run.model, run.data, default_data_collator, run.folder / "index",
@@ -363,6 +368,8 @@ def attribute(
     first = runs[:1]
     if wanted("longarc exact"):
         yield "longarc exact", mean_of(exact, first)
+    if wanted("longarc effects"):
+        yield "longarc effects", mean_of(by_effects, first)
     if wanted("longarc exact, ensemble"):
         yield "longarc exact, ensemble", mean_of(exact, runs)
     if wanted("longarc indexed"):

@@ -10,7 +10,10 @@ from torch.func import functional_call
 import longarc
 from longarc.attribution.counterfactual import effects
 from longarc.attribution.query import Query, measure
+from longarc.attribution.sweep import explain
 from longarc.errors import OptionError
+from longarc.training.batches import Documents, PaddedBatches
+from longarc.training.recorded_path import RecordedPath
 
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-6}
 X = torch.tensor([[0.3, -0.2, 0.5, 1.0]], dtype=torch.float64)
@@ -102,3 +105,22 @@ def test_what_cannot_be_foretold_is_refused(record):
     unlabelled = [{"x": x} for x in run.data.x]
     with pytest.raises(OptionError, match="labels"):
         effects(given[0], given[1], unlabelled, given[3], QUERIES)
+
+
+def test_with_tiny_steps_effects_are_contributions(tiny, tmp_path):
+    """On a BERT with embeddings, attention and dropout, where nothing has time to react."""
+    model, tokenizer = tiny.make_model(0.2).double(), tiny.make_tokenizer()
+    texts, target = tiny.make_table(12)
+    data, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
+    trainer = longarc.Trainer(
+        model, tiny.make_arguments(tmp_path, max_steps=3, learning_rate=1e-6), train_dataset=data,
+        data_collator=collate, loss=longarc.CrossEntropyLoss(), callbacks=[longarc.PathRecorder()],
+    )  # fmt: skip
+    trainer.train()
+    path = RecordedPath(tmp_path / "path")
+    asked = Documents(["pump oil", "court law liability the a notice of bank"], tokenizer, 48)
+    queries = [Query(collate([asked[i]]), measure("margin", i, 2)) for i in range(2)]
+    found = effects(path, model, data, collate, queries)
+    exact = explain(path, model, data, collate, queries)
+    assert found == pytest.approx(np.stack([e.contributions for e in exact]), rel=1e-3, abs=1e-12)
+    assert np.abs(found).max() > 1e-8

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longarc.attribution.products import by_forward_mode, by_layers
 from longarc.attribution.quadrature import dots
@@ -56,8 +57,7 @@ def effects(
 
     Args:
         path: what a :class:`~longarc.PathRecorder` recorded.
-        model: of the architecture that was trained, with attention that can be differentiated
-            twice (``attn_implementation="eager"``); its weights do not matter.
+        model: of the architecture that was trained; its weights do not matter.
         dataset: the training set, in the order it had, with its labels.
         collate: makes a batch of its items, as in training.
         queries: the values to ask about; they share the replay.
@@ -236,7 +236,8 @@ class _Back:
                 "the training set gives no labels. Effects need them beside the texts: expected "
                 f"one of {', '.join(LABELS)} in a batch."
             )
-        logits = self.replay.logits(batch)
+        with sdpa_kernel(SDPBackend.MATH):  # the one that can be differentiated twice
+            logits = self.replay.logits(batch)
         total = self.loss(logits, collated[named].to(logits.device), reduction="sum")
         (mine,) = torch.autograd.grad(total, logits, retain_graph=True)
         recorded = batch.gradient.to(mine)
