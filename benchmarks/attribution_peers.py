@@ -130,8 +130,14 @@ def trak(task: Task) -> Found:
     number, asked = len(task.train[0]), len(task.queries[0])
     size = sum(p.numel() for p in model.parameters())
     device = task.train[0].device
+    # Of a single block it forgets the signs when its features are done, and fails afterwards.
     projector = BasicProjector(
-        size, task.dimensions, 0, ProjectionType.rademacher, device, block_size=128
+        size,
+        task.dimensions,
+        0,
+        ProjectionType.rademacher,
+        device,
+        block_size=min(128, task.dimensions // 2),
     )
     with tempfile.TemporaryDirectory() as folder:
         traker = TRAKer(
