@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 import longarc as package
+from longarc.cli.main import main
 
 COMMON = ("--text", "body", "--label", "topic", "--device", "cpu", "--no-baseline")
 
@@ -145,13 +146,21 @@ def test_a_model_with_cls_pooling_opens_in_plain_transformers(
     assert plain.stdout.split() == [expected, "False"]
 
 
-@pytest.fixture
-def long_run(tickets, tiny_model, tmp_path):
-    """A command that trains for a while, and the weights it ends with when nothing disturbs it."""
+@pytest.fixture(scope="module")
+def long_run(tickets, tiny_model):
+    """A command that trains for long enough to be stopped in its midst."""
     return (
-        "train", tickets, *COMMON, "--model", tiny_model, "--epochs", "40", "--patience", "0",
+        "train", tickets, *COMMON, "--model", tiny_model, "--epochs", "16", "--patience", "0",
         "--learning-rate", "1e-3", "--batch-size", "4",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_run, tmp_path_factory):
+    """The run that nothing stopped."""
+    out = tmp_path_factory.mktemp("undisturbed") / "whole"
+    assert main([*map(str, long_run), "--out", str(out)]) == 0
+    return out
 
 
 def wait_for_step(run: Path, process: subprocess.Popen, event: str = "train") -> None:
@@ -165,9 +174,10 @@ def wait_for_step(run: Path, process: subprocess.Popen, event: str = "train") ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_resumes_to_the_same_weights(start, longarc, long_run, tmp_path, number):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert longarc(*long_run, "--out", whole)[0] == 0
+def test_a_stopped_run_resumes_to_the_same_weights(
+    start, longarc, long_run, undisturbed, tmp_path, number
+):
+    broken = tmp_path / "broken"
     process = start(*long_run, "--out", broken)
     wait_for_step(broken, process, "checkpoint" if number == signal.SIGKILL else "train")
     time.sleep(0.3)
@@ -183,7 +193,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(start, longarc, long_run, tmp
         assert process.returncode == -signal.SIGKILL
     status, _, err = longarc("train", "--out", broken, "--resume")
     assert status == 0, err
-    assert same_weights(whole, broken)
+    assert same_weights(undisturbed, broken)
     steps = [json.loads(line) for line in (broken / "log.jsonl").read_text().splitlines()]
     train = [r["step"] for r in steps if r["event"] == "train"]
     assert train == sorted(set(train)), "the resumed log repeats or misses steps"
@@ -279,7 +289,7 @@ def test_a_full_disk_is_refused_before_work_and_named_during_it(
             tickets,
             *COMMON,
             "--epochs",
-            "30",
+            "12",
             "--patience",
             "0",
             "--batch-size",

@@ -87,6 +87,16 @@ def test_every_parameter_has_the_rate_of_its_depth(name, pooling):
     assert rates[1:] == sorted(rates[1:], reverse=True), "from the head down"
 
 
+def test_embeddings_have_a_factor_of_their_own():
+    model = build("bert", {}, "mean")
+    groups = parameter_groups(model, learning_rate=1.0, layer_decay=DECAY, embedding_factor=0.1)
+    found = {group["depth"]: group["lr"] for group in groups}
+    assert found == {
+        "head": 1.0, "layer 2": 1.0, "layer 1": 0.5, "layer 0": 0.25,
+        "embeddings": pytest.approx(0.0125),
+    }  # fmt: skip
+
+
 def test_frozen_parameters_are_left_out():
     model = build("bert", {}, "mean")
     model.encoder.embeddings.requires_grad_(False)
@@ -115,6 +125,11 @@ def test_the_trainer_uses_the_groups(tiny, tmp_path):
     assert sorted({round(group["lr"], 9) for group in optimizer.param_groups}) == [
         0.025, 0.05, 0.1, 0.3
     ]  # fmt: skip
+
+
+def test_the_factor_alone_makes_groups(tiny, tmp_path):
+    _, optimizer = optimizer_of(tiny, tmp_path, embedding_factor=0.5)
+    assert sorted({round(group["lr"], 9) for group in optimizer.param_groups}) == [0.05, 0.1]
 
 
 def test_without_them_it_is_transformers_optimizer(tiny, tmp_path):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import BertModel
 
 import longarc
 from longarc.cli.parser import parse_job
 from longarc.data.labels import LabelSpace
-from longarc.errors import ModelError, OptionError
+from longarc.errors import Interrupted, ModelError, OptionError
 from longarc.models.head import final_linear
 from longarc.models.loading import is_recurrent, load_classifier, load_encoder, resolve_model
 from longarc.models.recurrent.model import RecurrentModel
@@ -102,6 +107,35 @@ def test_contributions_add_up_and_leave_the_model_as_it_is(trained):
     np.testing.assert_array_equal(trained.predict_proba(TABLE["text"]), before)
 
 
+def test_a_stopped_run_ends_as_if_nothing_had_happened(small, tmp_path):
+    """Dropout, word dropout and the order of documents go on where they were."""
+    options = QUICK | {"model": "lstm", "model_options": small, "epochs": 20, "patience": 0}
+    table = tmp_path / "table.jsonl"
+    rows = [{"text": t, "label": y} for t, y in zip(*TABLE.values(), strict=True)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    longarc.fit(table, out=whole, **options)
+
+    def stop_in_its_midst():
+        while '"step": 10,' not in _text_of(broken / "log.jsonl"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=stop_in_its_midst, daemon=True)
+    watcher.start()
+    with pytest.raises(Interrupted, match="its state is saved"):
+        longarc.fit(table, out=broken, **options)
+    watcher.join()
+    longarc.fit(table, out=broken, resume=True, **options)
+    one, two = (load_file(run / "model" / "model.safetensors") for run in (whole, broken))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _text_of(file):
+    return file.read_text() if file.is_file() else ""
+
+
 def test_config_yaml_says_what_was_settled(trained):
     saved = yaml.safe_load((trained.path / "config.yaml").read_text())
     assert {name: saved[name] for name in RECURRENT if name not in ("epochs", "batch_size")} == {
@@ -168,6 +202,10 @@ def test_defaults_suit_the_model_and_give_way_to_what_is_named():
     named = TrainConfig(model="gru", learning_rate=1e-4, epochs=3, pooling="mean")
     assert (named.learning_rate, named.epochs, named.pooling) == (1e-4, 3, "mean")
     assert dataclasses.replace(named, seed=1).learning_rate == 1e-4
+    assert (fine.embedding_factor, scratch.embedding_factor) == (1, 1)
+    borrowed = TrainConfig(model="gru", embeddings="minilm")
+    assert borrowed.embedding_factor == 0.1
+    assert TrainConfig(model="gru", embeddings="minilm", embedding_factor=1).embedding_factor == 1
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

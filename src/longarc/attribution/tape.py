@@ -1,4 +1,4 @@
-"""The states between two snapshots, on a scratch file: a sweep reads them from the last back."""
+"""The states between two snapshots, on a nameless file: a sweep reads them from the last back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tape:
         like: the parameters.
         steps: of the segment.
         moments: whether step sizes are vectors (Adam), which take as much again.
-        place: folder for the file, which is gone when the block ends.
+        place: folder for the file, which is gone when the block ends or the process does.
     """
 
     def __init__(self, like: Mapping[str, Tensor], steps: int, *, moments: bool, place: Path):
@@ -33,11 +33,11 @@ class Tape:
         dtype = torch.float32
         for tensor in like.values():
             dtype = torch.promote_types(dtype, tensor.dtype)
-        self._file = tempfile.NamedTemporaryFile(dir=place, prefix=".sweep-")  # noqa: SIM115
         rows, width = (steps + 1) + steps * moments, sum(self.sizes)
-        self._rows = torch.from_file(
-            self._file.name, shared=True, size=max(rows * width, 1), dtype=dtype
-        )[: rows * width].view(rows, width)
+        # The file loses its name once it is mapped: nothing is left by a process that is killed.
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".sweep-") as file:
+            whole = torch.from_file(file.name, shared=True, size=max(rows * width, 1), dtype=dtype)
+        self._rows = whole[: rows * width].view(rows, width)
         self._states = self._rows[: steps + 1]
         self._scales = self._rows[steps + 1 :]
         self.updates: list[dict[str, Update]] = []
@@ -48,7 +48,6 @@ class Tape:
 
     def __exit__(self, *_: object) -> None:
         del self._states, self._scales, self._rows
-        self._file.close()
 
     def state(self, step: int) -> Tensor:
         """All parameters before a step of the segment, flat; a copy on their device."""

@@ -37,7 +37,7 @@ RECORDED: dict[str, Any] = {
     "path_budget": 1.5,
 }
 ERRORS = 3
-QUICK: dict[str, Any] = {"limit": 1200, "max_length": 128, "epochs": 1}
+QUICK: dict[str, Any] = {"limit": 800, "max_length": 128, "epochs": 1}
 
 
 def run(words: Sequence[str]) -> int:

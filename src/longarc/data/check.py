@@ -280,6 +280,8 @@ def _lengths(
             f"at {max_length:,} tokens {summary['truncated_documents']:.1%} of the texts are cut, "
             f"and {lost:.1%} of all tokens are lost{sample}"
         )
+        if not cut:
+            message = f"at {max_length:,} tokens no text is cut{sample}"
         if lost > _TRUNCATION_WARNING:
             message += "; a larger --max-length keeps more"
         level: Level = "warning" if lost > _TRUNCATION_WARNING else "note"

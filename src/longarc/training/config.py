@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longarc.errors import OptionError
-from longarc.training.model_defaults import AnyPooling, check_fits_model, default_of, fill_in
+from longarc.training.model_defaults import (
+    BORROWED,
+    AnyPooling,
+    check_fits_model,
+    default_of,
+    fill_in,
+)
 from longarc.training.option_fields import (
     check_choices,
     check_kinds,
@@ -150,6 +156,9 @@ class TrainConfig:
         None,
         f"factor on the step size for each layer further down; default: {default_of('layer_decay')}",
     )
+    embedding_factor: float = option(
+        None, f"one more factor on that of token vectors; default: 1; of borrowed ones {BORROWED:g}"
+    )
     weight_decay: float = option(0.01, "decoupled weight decay")
     warmup: float = option(0.1, "part of the steps over which the step size rises")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 for never")
@@ -200,7 +209,7 @@ class TrainConfig:
         ranges: dict[str, tuple[float, float | None]] = {
             "validation_fraction": (0, 0.9), "test_fraction": (0, 0.9), "epochs": (0, None),
             "batch_size": (1, None), "accumulation": (1, None), "learning_rate": (0, None),
-            "layer_decay": (0, 1), "weight_decay": (0, None), "warmup": (0, 1),
+            "layer_decay": (0, 1), "embedding_factor": (0, None), "weight_decay": (0, None), "warmup": (0, 1),
             "max_grad_norm": (0, None), "patience": (0, None), "checkpoint_minutes": (0, None),
             "max_length": (8, None), "head_learning_rate": (0, None), "limit": (1, None),
             "seed": (0, 2**32 - 1), "recipe_minutes": (0, None),

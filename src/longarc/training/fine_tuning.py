@@ -74,6 +74,7 @@ def fine_tune(
         loss=loss,
         regularizers=build_regularizers(config.regularizers),
         layer_decay=config.layer_decay,
+        embedding_factor=config.embedding_factor,
         head_learning_rate=config.head_learning_rate,
         sampling_weights=sampling_weights,
         callbacks=callbacks,

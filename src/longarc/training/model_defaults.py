@@ -8,6 +8,9 @@ scratch has everything to learn, and few weights that a large step could spoil:
 - ``epochs``, ``patience``: more, as each takes a fraction of the time; the best epoch is kept.
 - ``batch_size``: twice as large; larger steps of the loop over time cost little more.
 - ``head_start``: a probe on random features would teach the head what training then unlearns.
+- ``embedding_factor``: 0.1 for borrowed token vectors (``--embeddings``), 1 for all others: words
+  that only later texts use keep the place that pretraining gave them among the others, if those
+  have not moved far.
 - ``pooling``: the largest of each state over the text: a cell that has met what a class is known by
   need not carry it to the end.
 
@@ -48,6 +51,9 @@ RECURRENT: dict[str, Any] = {
 }
 """For recurrent encoders, from scratch or pretrained."""
 
+BORROWED = 0.1
+"""The ``embedding_factor`` of token vectors that come from a pretrained encoder."""
+
 AnyPooling = Literal["mean", "cls", "last", "max", "attention", "max-attention"]
 
 _OF_TRANSFORMERS = {"positions": "trained", "attention": None, "residual_attention": "none"}
@@ -59,6 +65,8 @@ def fill_in(config: TrainConfig) -> None:
     for name, value in (RECURRENT if is_recurrent(config.model) else PRETRAINED).items():
         if getattr(config, name) is None:
             setattr(config, name, value)
+    if config.embedding_factor is None:
+        config.embedding_factor = BORROWED if config.embeddings else 1.0
 
 
 def default_of(name: str) -> str:

@@ -17,12 +17,14 @@ def parameter_groups(
     learning_rate: float,
     layer_decay: float = 1.0,
     head_learning_rate: float | None = None,
+    embedding_factor: float = 1.0,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer: the head, then each encoder layer from top to embeddings.
 
     The last layer gets ``learning_rate``, each layer below it ``layer_decay`` times the one above,
-    the embeddings one factor less than the first layer; everything above the encoder is the head.
+    the embeddings one factor less than the first layer, and that times ``embedding_factor``;
+    everything above the encoder is the head.
     Weights that serve every layer (ALBERT's shared layer, a final normalisation, relative
     positions) count with the last layer, those named as embeddings with the embeddings.
     Biases and normalisation weights (all one-dimensional parameters) are not decayed. ``depth`` is
@@ -58,7 +60,9 @@ def parameter_groups(
     return [
         {
             "params": parameters,
-            "lr": head if level < 0 else learning_rate * layer_decay**level,
+            "lr": head
+            if level < 0
+            else learning_rate * layer_decay**level * (embedding_factor if level == depth else 1.0),
             "weight_decay": weight_decay if decayed else 0.0,
             "depth": _depth_name(level, depth),
         }

@@ -47,7 +47,7 @@ class Trainer(transformers.Trainer):
       Only where an epoch's documents do not fill the last step of several processes does
       accelerate repeat a few of them, so that each process has as many batches.
     - ``regularizers``: any of longarc's, in any order, for the whole step in the same way.
-    - ``layer_decay`` and ``head_learning_rate``: see
+    - ``layer_decay``, ``embedding_factor`` and ``head_learning_rate``: see
       :func:`~longarc.training.parameters.parameter_groups`.
     - With ``args.train_sampling_strategy="group_by_length"`` and a training set that has
       ``lengths``, the order is a function of seed and epoch alone.
@@ -63,6 +63,7 @@ class Trainer(transformers.Trainer):
             ``loss``; the loss that is logged stays the plain one. Perturbations of embeddings leave
             [CLS], [SEP] and the like alone where a ``processing_class`` tells their ids.
         layer_decay: factor on the step size for each layer further from the head; 1 for none.
+        embedding_factor: one more factor on the step size of the embeddings; 1 for none.
         head_learning_rate: peak step size of the head; None for ``args.learning_rate``.
         sampling_weights: (N,) the probability with which each training document is drawn, with
             replacement, N of them an epoch; None visits each once an epoch.
@@ -82,6 +83,7 @@ class Trainer(transformers.Trainer):
         loss: Loss | None = None,
         regularizers: Sequence[Regularizer] = (),
         layer_decay: float = 1.0,
+        embedding_factor: float = 1.0,
         head_learning_rate: float | None = None,
         sampling_weights: np.ndarray | None = None,
         **keywords: Any,
@@ -91,6 +93,7 @@ class Trainer(transformers.Trainer):
         self.regularizers = list(regularizers)
         check_regularizers(self)
         self.layer_decay = layer_decay
+        self.embedding_factor = embedding_factor
         self.head_learning_rate = head_learning_rate
         self.sampling_weights = sampling_weights
         # Ours divides by the denominator of the whole step; a model's own mean is divided by the
@@ -251,7 +254,7 @@ class Trainer(transformers.Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW, or what ``args.optim`` names, with a step size for each depth."""
-        plain = self.layer_decay == 1.0 and self.head_learning_rate is None
+        plain = self.layer_decay == self.embedding_factor == 1 and self.head_learning_rate is None
         if self.optimizer is not None or plain:
             return super().create_optimizer(model)
         model = cast(nn.Module, self.model if model is None else model)
@@ -260,6 +263,7 @@ class Trainer(transformers.Trainer):
             model,
             learning_rate=self.args.learning_rate,
             layer_decay=self.layer_decay,
+            embedding_factor=self.embedding_factor,
             head_learning_rate=self.head_learning_rate,
             weight_decay=self.args.weight_decay,
         )

@@ -230,6 +230,7 @@ class _Search:
             loss=self.loss,
             regularizers=build_regularizers(self.config.regularizers),
             layer_decay=self.config.layer_decay,
+            embedding_factor=self.config.embedding_factor,
             sampling_weights=self.weights,
             callbacks=list(callbacks),
         )
