@@ -129,7 +129,7 @@ def trak(task: Task) -> Found:
     )
     number, asked = len(task.train[0]), len(task.queries[0])
     size = sum(p.numel() for p in model.parameters())
-    device = task.train[0].device
+    device = str(task.train[0].device)  # told apart from "cpu" as text
     # Of a single block it forgets the signs when its features are done, and fails afterwards.
     projector = BasicProjector(
         size,
