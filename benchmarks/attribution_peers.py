@@ -2,7 +2,8 @@
 
 Every function takes a :class:`Task` and returns contributions to the loss, (queries, documents),
 of which the higher raise it, with the seconds of processor time for the documents and for the
-queries, and the bytes kept for a document.
+queries, and the bytes kept for a document. Where a task asks for margins, a query's loss is its
+negative margin.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class Plain(nn.Module):
 class Task:
     """One trained model, its checkpoints, and tensors of its documents and queries.
 
-    ``train`` and ``queries`` are ids, types, mask and label; ``checkpoints`` are state dicts of a
-    :class:`Plain`, ``rates`` the sum of learning rates that each stands for.
+    ``train`` and ``queries`` are what the model takes, and the label; ``checkpoints`` are state
+    dicts of the model, ``rates`` the sum of learning rates that each stands for.
     """
 
-    model: Plain
+    model: nn.Module
     train: tuple[Tensor, ...]
     queries: tuple[Tensor, ...]
     checkpoints: list[dict[str, Tensor]]
@@ -49,6 +50,14 @@ class Task:
     head: list[str]
     dimensions: int
     batch: int
+    margin: bool = False
+
+
+def margin(logits: Tensor, label: Tensor) -> Tensor:
+    """Give log p / (1 − p) of the labels, (b,), from logits (b, C): what TRAK attributes."""
+    chosen = label.reshape(-1, 1)
+    others = logits.scatter(1, chosen, -torch.inf)
+    return logits.gather(1, chosen)[:, 0] - others.logsumexp(dim=1)
 
 
 @dataclass
@@ -66,7 +75,10 @@ def captum_tracin(task: Task) -> Found:
     """TracInCP of captum over all layers: gradients of documents are made anew for each query."""
     from captum.influence import TracInCP
 
-    return _captum(task, TracInCP, {"loss_fn": nn.CrossEntropyLoss(reduction="none")})
+    more: dict[str, Any] = {"loss_fn": nn.CrossEntropyLoss(reduction="none")}
+    if task.margin:
+        more["test_loss_fn"] = lambda logits, label: -margin(logits, label)
+    return _captum(task, TracInCP, more)
 
 
 def captum_tracin_fast(task: Task) -> Found:
@@ -102,19 +114,34 @@ def _captum(task: Task, kind: Callable[..., Any], more: dict[str, Any]) -> Found
 def trak(task: Task) -> Found:
     """TRAK with its BasicProjector, over the same checkpoints."""
     from trak import TRAKer
-    from trak.modelout_functions import TextClassificationModelOutput
+    from trak.modelout_functions import (
+        ImageClassificationModelOutput,
+        TextClassificationModelOutput,
+    )
     from trak.projectors import BasicProjector, ProjectionType
 
     model = task.model.eval()
+    # Both are margins; that for images is of models with one input.
+    output = (
+        ImageClassificationModelOutput()
+        if len(task.train) == 2
+        else TextClassificationModelOutput()
+    )
     number, asked = len(task.train[0]), len(task.queries[0])
     size = sum(p.numel() for p in model.parameters())
-    device = task.train[0].device
+    device = str(task.train[0].device)  # told apart from "cpu" as text
+    # Of a single block it forgets the signs when its features are done, and fails afterwards.
     projector = BasicProjector(
-        size, task.dimensions, 0, ProjectionType.rademacher, device, block_size=128
+        size,
+        task.dimensions,
+        0,
+        ProjectionType.rademacher,
+        device,
+        block_size=min(128, task.dimensions // 2),
     )
     with tempfile.TemporaryDirectory() as folder:
         traker = TRAKer(
-            model, TextClassificationModelOutput(), number, save_dir=folder, device=device,
+            model, output, number, save_dir=folder, device=device,
             projector=projector, proj_dim=task.dimensions, use_half_precision=False,
             logging_level=50,
         )  # fmt: skip
@@ -147,13 +174,22 @@ def dattri_tracin(task: Task) -> Found:
         logits = torch.func.functional_call(task.model, dict(parameters), given)
         return nn.functional.cross_entropy(logits, label[None])
 
+    def target(parameters: Mapping[str, Tensor], data: tuple[Tensor, ...]) -> Tensor:
+        *inputs, label = data
+        given = tuple(each[None] for each in inputs)
+        logits = torch.func.functional_call(task.model, dict(parameters), given)
+        return -margin(logits, label)[0]
+
     attributor = TracInAttributor(
-        AttributionTask(loss, task.model.eval(), task.checkpoints),
+        AttributionTask(
+            loss, task.model.eval(), task.checkpoints,
+            target_func=target if task.margin else None,
+        ),
         weight_list=torch.tensor(task.rates),
         normalized_grad=False,
         projector_kwargs={"proj_dim": task.dimensions, "proj_max_batch_size": task.batch},
         device=str(task.train[0].device),
-    )
+    )  # fmt: skip
     loaders = [
         DataLoader(TensorDataset(*tensors), batch_size=size)
         for tensors, size in ((task.train, task.batch), (task.queries, len(task.queries[0])))

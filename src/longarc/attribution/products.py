@@ -5,7 +5,7 @@ Legend: b examples in the batch, n tokens, Q directions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,12 @@ Directions = Mapping[str, Tensor]
 
 
 def by_layers(
-    model: nn.Module, directions: Directions, backward: Callable[[], Tensor]
+    model: nn.Module,
+    directions: Directions,
+    backward: Callable[[], Tensor],
+    *,
+    places: Mapping[str, Tensor] | None = None,
+    freeze: bool = False,
 ) -> Tensor | None:
     """⟨U_q, g_i⟩ for all queries and examples, (Q, b), from one backward pass; None if it cannot.
 
@@ -33,38 +38,68 @@ def by_layers(
     Args:
         directions: of the parameters that count.
         backward: passes the batch through the model and back; returns the logits (b, …).
+        places: of embeddings whose directions (Q, R, …) are of R rows alone: (rows,) the place of
+            each row among these, or −1.
+        freeze: leave out the gradients of the parameters, which are work of their own.
     """
     modules: dict[nn.Module, dict[str, Tensor]] = {}
     for module, own, direction in _places(model, directions):
-        if type(module) not in _LAYERS:
+        if type(module) not in LAYERS:
             return None
         modules.setdefault(module, {})[own] = direction
+    for name, place in (places or {}).items():
+        if name in directions:
+            modules[model.get_submodule(name.rpartition(".")[0])]["place"] = place
     pieces: list[Tensor] = []
     odd = False
 
-    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        x = inputs[0].detach()
+    def take(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+        nonlocal odd
+        if len(x) != len(gradient):
+            odd = True
+        else:
+            pieces.append(LAYERS[type(module)](module, modules[module], x, gradient))
 
-        def contract(gradient: Tensor) -> None:
-            nonlocal odd
-            if len(x) != len(gradient):
-                odd = True
-            else:
-                pieces.append(_LAYERS[type(module)](module, modules[module], x, gradient))
-
-        if output.requires_grad:
-            output.register_hook(contract)
-
-    handles = [module.register_forward_hook(watch) for module in modules]
-    try:
-        with rows_apart(model):
-            logits = backward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, modules, take, freeze=freeze), rows_apart(model):
+        logits = backward()
     queries = len(next(iter(directions.values())))
     odd = odd or any(piece.shape != (queries, len(logits)) for piece in pieces)
     return None if odd else torch.stack(pieces).sum(dim=0)
+
+
+@contextmanager
+def hooked(
+    model: nn.Module,
+    modules: Iterable[nn.Module],
+    take: Callable[[nn.Module, Tensor, Tensor], None],
+    *,
+    freeze: bool,
+) -> Iterator[None]:
+    """Call ``take`` with a module, what entered it and the gradient of what left it.
+
+    Frozen, no gradient of a parameter is computed: the pass back costs a third less.
+    """
+
+    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        x = inputs[0].detach()
+        if freeze and torch.is_grad_enabled() and not output.requires_grad:
+            output = output.detach().requires_grad_().clone()  # what follows may work in place
+        if output.requires_grad:
+            output.register_hook(lambda gradient: take(module, x, gradient))
+        return output
+
+    needed = {p: p.requires_grad for p in model.parameters()}
+    handles = [module.register_forward_hook(watch) for module in modules]
+    try:
+        if freeze:
+            for parameter in needed:
+                parameter.requires_grad_(False)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, need in needed.items():
+            parameter.requires_grad_(need)
 
 
 def by_forward_mode(
@@ -161,12 +196,18 @@ def _linear(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: T
 
 
 def _embedding(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor) -> Tensor:
-    (weight,) = own.values()
+    weight, place = own["weight"], own.get("place")
     d = gradient.to(weight)
     padding = getattr(module, "padding_idx", None)
     if padding is not None:
         d = d * (x != padding)[..., None]
-    return torch.stack([(u[x] * d).flatten(1).sum(dim=1) for u in weight])
+    if place is None:
+        return torch.stack([(u[x] * d).flatten(1).sum(dim=1) for u in weight])
+    where = place[x]
+    known = where >= 0
+    example, index, d = known.nonzero()[:, 0], where[known], d[known]
+    each = torch.stack([torch.linalg.vecdot(u[index], d) for u in weight])  # (Q, tokens known)
+    return each.new_zeros(len(weight), len(x)).index_add_(1, example, each)
 
 
 def _layer_norm(
@@ -192,8 +233,9 @@ def _as_tensor(total: Tensor | int) -> Tensor:
     return total
 
 
-_LAYERS: dict[type, Callable[..., Tensor]] = {
+LAYERS: dict[type, Callable[..., Tensor]] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.LayerNorm: _layer_norm,
 }
+"""The layers whose gradients can be taken apart."""

@@ -30,3 +30,19 @@ def dot(a: Tensor, b: Tensor) -> float:
     blocks = torch.linalg.vecdot(a[:whole].view(-1, BLOCK), b[:whole].view(-1, BLOCK))
     rest = torch.dot(a[whole:], b[whole:])
     return float(blocks.sum(dtype=torch.float64)) + float(rest)
+
+
+def dots(rows: Tensor, b: Tensor) -> Tensor:
+    """⟨rows_q, b⟩ for each row (Q, …), as :func:`dot`; float64 (Q,).
+
+    >>> dots(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 1.0]))
+    tensor([3., 7.], dtype=torch.float64)
+    """
+    rows, b = rows.flatten(1), b.reshape(-1)
+    whole = b.numel() // BLOCK * BLOCK
+    rest = (rows[:, whole:] @ b[whole:]).double()
+    if not whole:
+        return rest
+    blocks = rows[:, :whole].view(len(rows), -1, BLOCK).transpose(0, 1)
+    sums = torch.bmm(blocks, b[:whole].view(-1, BLOCK, 1))  # (blocks, Q, 1)
+    return sums.sum(dim=(0, 2), dtype=torch.float64) + rest

@@ -11,7 +11,6 @@ O(parameters × queries), never examples × parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,17 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longarc.attribution.account import Account
 from longarc.attribution.explanation import Explanation
 from longarc.attribution.passengers import Passengers
 from longarc.attribution.products import by_forward_mode, by_layers
-from longarc.attribution.quadrature import NODES, dot, gauss
+from longarc.attribution.quadrature import NODES, dots, gauss
 from longarc.attribution.query import Query
+from longarc.attribution.query_gradients import QueryGradients
 from longarc.attribution.tape import Tape
 from longarc.attribution.update import Update, updates, without_state
 from longarc.errors import OptionError
 from longarc.options import check_number
 from longarc.training.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.replay import Replay, logits_of
+from longarc.training.replay import Replay
 
 
 def explain(
@@ -100,23 +101,9 @@ def explain_and_carry(
     with Replay(path, model, dataset, collate) as replay:
         sweep = _Sweep(replay, queries, tolerance, parameters, passengers, advance)
         found = sweep.run(path.kept if end is None else end, labels)
-    return found, sweep.carried
-
-
-@dataclass
-class _Account:
-    """The books of one query while the sweep goes on."""
-
-    final: float
-    budget: float
-    contributions: np.ndarray
-    steps: np.ndarray
-    decay: float = 0.0
-    elsewhere: float = 0.0
-    quadrature: float = 0.0
-    within: bool = True
-    rung: int = 0
-    values: tuple[float, float] = field(default=(0.0, 0.0))
+    asked = np.argsort(sweep.asking.order)  # as the queries were given
+    carried = None if sweep.carried is None else sweep.carried[asked]
+    return [found[i] for i in asked], carried
 
 
 class _Sweep:
@@ -132,7 +119,8 @@ class _Sweep:
         self.replay = replay
         self.model = replay.model
         self.path = replay.path
-        self.queries = queries
+        self.asking = QueryGradients(replay.model, queries, replay.parameters)
+        self.queries = self.asking.queries
         self.tolerance = tolerance
         self.passengers = passengers
         self.carried: np.ndarray | None = None
@@ -145,34 +133,22 @@ class _Sweep:
                 f"{', '.join(list(self.all)[:8])}{' …' if len(self.all) > 8 else ''}."
             )
         # U, and with Nesterov's momentum the direction that differs from it.
-        self.gathered = {n: p.new_zeros(len(queries), *p.shape) for n, p in self.chosen.items()}
+        self.gathered = {
+            n: p.new_zeros(len(queries), *self.asking.shape(n)) for n, p in self.chosen.items()
+        }
         self.layers_serve = True
         self.layers_checked = False
 
     def run(self, end: int, labels: Sequence[str] | None) -> list[Explanation]:
         segments = self.path.segments(end)
-        initial = self._open_books(end, segments)
+        self._open_books(end, segments)
         for first, after in reversed(segments):
             self._segment(first, after)
-        return [
-            Explanation(
-                name=query.name,
-                initial=start,
-                final=book.final,
-                contributions=book.contributions,
-                steps=book.steps,
-                decay=book.decay,
-                elsewhere=book.elsewhere,
-                quadrature=book.quadrature,
-                tolerance=book.budget * max(end, 1),
-                within=book.within,
-                labels=labels,
-            )
-            for query, book, start in zip(self.queries, self.books, initial, strict=True)
-        ]
+        both = zip(self.queries, self.books, strict=True)
+        return [book.explanation(query.name, labels) for query, book in both]
 
-    def _open_books(self, end: int, segments: list[tuple[int, int]]) -> list[float]:
-        """Values at the snapshots give the scale of each query's tolerance; return the first."""
+    def _open_books(self, end: int, segments: list[tuple[int, int]]) -> None:
+        """Values at the snapshots give the scale of each query's tolerance."""
         stops = [first for first, _ in segments]
         rows = []
         for stop in stops or [0]:
@@ -183,21 +159,12 @@ class _Sweep:
                 self.replay.step(batches)
             rows.append(self._values())
         values = np.array(rows)  # (snapshots, Q)
-        moved = np.abs(np.diff(values, axis=0)).sum(axis=0)
         rounding = 8 * torch.finfo(next(iter(self.all.values())).dtype).eps
+        documents = self.path.about["documents"]
         self.books = [
-            _Account(
-                final=float(values[-1, q]),
-                budget=max(
-                    self.tolerance * moved[q] / max(end, 1),
-                    rounding * max(1.0, float(np.abs(values[:, q]).max())),
-                ),
-                contributions=np.zeros(self.path.about["documents"]),
-                steps=np.zeros(end),
-            )
-            for q in range(len(self.queries))
+            Account.open(each, self.tolerance, steps=end, documents=documents, rounding=rounding)
+            for each in values.T
         ]
-        return [float(v) for v in values[0]]
 
     # A segment: forward onto the tape, then back
 
@@ -228,7 +195,7 @@ class _Sweep:
         update = tape.updates[i]
         directions = self._gather(tape, start, delta, update)
         self._place(tape, start)
-        self._decay_coupled(directions, update, tape.views(start))
+        self._decay_coupled(directions, update, self._parts(tape, start))
         for batch in batches:
             products = -tape.clips[i] * self._products(batch, directions, update)
             for q, book in enumerate(self.books):
@@ -241,30 +208,31 @@ class _Sweep:
     def _gather(
         self, tape: Tape, start: Tensor, delta: Tensor, update: Mapping[str, Update]
     ) -> dict[str, Tensor]:
-        """Add this step to U, query by query; return the directions for its gradients."""
+        """Add this step to U, group by group; return the directions for its gradients."""
         nesterov = {n for n, u in update.items() if u.nesterov and n in self.chosen}
         directions = {n: u for n, u in self.gathered.items() if n in update}
         directions |= {n: torch.empty_like(self.gathered[n]) for n in nesterov}
-        parts, before = tape.views(delta), tape.views(start)
-        for q in sorted(range(len(self.queries)), key=lambda q: self.books[q].rung):
-            mean = self._mean_gradient(tape, q, start, delta, parts)
-            book = self.books[q]
+        parts, before = self._parts(tape, delta), self._parts(tape, start)
+        for group in self.asking.groups:
+            mean = self._mean_gradients(tape, group, start, delta, parts)
+            rows = slice(group.start, group.stop)
             for name, coefficients in update.items():  # the step left the other parameters alone
                 gradient = mean.get(name)
                 if name not in self.chosen:
                     if gradient is not None:
-                        book.elsewhere += dot(gradient, parts[name])
+                        self._add(group, "elsewhere", dots(gradient, parts[name]))
                     continue
-                row = self.gathered[name][q].mul_(coefficients.momentum)
+                row = self.gathered[name][rows].mul_(coefficients.momentum)
                 if gradient is not None:
-                    if coefficients.decoupled:
-                        book.decay -= coefficients.decoupled * dot(gradient, before[name])
+                    if factor := coefficients.decoupled:
+                        self._add(group, "decay", -factor * dots(gradient, before[name]))
                     if isinstance(coefficients.scale, Tensor):
-                        row.addcmul_(gradient, coefficients.scale.to(gradient))
+                        scale = self.asking.part(name, coefficients.scale)
+                        row.addcmul_(gradient, scale.to(gradient))
                     else:
                         row.add_(gradient, alpha=coefficients.scale)
                 if name in nesterov:
-                    ahead = directions[name][q].copy_(row).mul_(coefficients.momentum)
+                    ahead = directions[name][rows].copy_(row).mul_(coefficients.momentum)
                     if gradient is not None:
                         ahead.add_(gradient, alpha=float(coefficients.scale))
         return directions
@@ -276,60 +244,66 @@ class _Sweep:
         for name, direction in directions.items():
             factor = update[name].gain * update[name].coupled
             if factor:
-                for q, book in enumerate(self.books):
-                    book.decay -= factor * dot(direction[q], start[name])
+                everyone = range(len(self.queries))
+                self._add(everyone, "decay", -factor * dots(direction, start[name]))
 
-    # A query's mean gradient along a segment
+    def _add(self, group: range, term: str, values: Tensor) -> None:
+        for q, value in zip(group, values.tolist(), strict=True):
+            setattr(self.books[q], term, getattr(self.books[q], term) + value)
 
-    def _mean_gradient(
-        self, tape: Tape, q: int, start: Tensor, delta: Tensor, parts: Mapping[str, Tensor]
+    def _parts(self, tape: Tape, flat: Tensor) -> dict[str, Tensor]:
+        """A flat vector's parts by parameter, as the queries' gradients have them."""
+        return {name: self.asking.part(name, whole) for name, whole in tape.views(flat).items()}
+
+    # The queries' mean gradients along a segment
+
+    def _mean_gradients(
+        self, tape: Tape, group: range, start: Tensor, delta: Tensor, parts: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """ḡ_t of a query: the fewest nodes whose error, which is known, is in the budget."""
-        book = self.books[q]
-        change = book.values[1] - book.values[0]
-        best: tuple[float, dict[str, Tensor]] | None = None
-        last = float("inf")
-        for rung in range(book.rung, len(NODES)):
+        """ḡ_t of a group: the fewest nodes whose error, which is known, is in the budget."""
+        waiting = list(group)
+        best = dict.fromkeys(waiting, float("inf"))
+        last = dict(best)
+        found: dict[str, Tensor] = {}
+        lowest = min(self.books[q].rung for q in group)
+        for rung in range(lowest, len(NODES)):
+            some = [q for q in waiting if self.books[q].rung <= rung]
+            if not some:
+                continue
             mean: dict[str, Tensor] = {}
             for s, weight in gauss(NODES[rung]):
                 self._place(tape, start, delta, s)
-                for name, gradient in self._gradient(q).items():
+                for name, gradient in self.asking.gradients(some).items():
                     if name in mean:
                         mean[name].add_(gradient, alpha=weight)
                     else:
                         mean[name] = gradient if weight == 1 else gradient * weight
-            error = change - sum(dot(g, parts[name]) for name, g in mean.items())
-            if best is None or abs(error) < abs(best[0]):
-                best = error, mean
-            if abs(error) <= book.budget:
-                # A rule far better than needed may be too good for the next step.
-                book.rung = max(rung - 1, 0) if abs(error) < 1e-2 * book.budget else rung
+            sums = torch.zeros(len(some), dtype=torch.float64, device=start.device)
+            for name, gradient in mean.items():
+                sums += dots(gradient, parts[name])
+            first = not found
+            for row, (q, moved) in enumerate(zip(some, sums.tolist(), strict=True)):
+                book = self.books[q]
+                error = book.values[1] - book.values[0] - moved
+                if not abs(error) >= abs(best[q]):
+                    best[q] = error
+                    if not (first and len(some) == len(group)):
+                        _write(found, mean, row, q - group.start, len(group))
+                if book.enough(rung, error, last[q]):
+                    waiting.remove(q)
+                last[q] = abs(error)
+            if first and len(some) == len(group):
+                found = mean
+            if not waiting:
                 break
-            if abs(error) > 0.7 * last and rung - book.rung >= 3:
-                book.within = False  # more nodes do not help: what is left is rounding, or a kink
-                break
-            last = abs(error)
-        else:
-            book.within = False
-        assert best is not None
-        book.quadrature += best[0]
-        return best[1]
+        for q in waiting:
+            self.books[q].within = False
+        for q in group:
+            self.books[q].quadrature += best[q]
+        return found
 
-    def _gradient(self, q: int) -> dict[str, Tensor]:
-        value = self._value(q)
-        names = list(self.all)
-        found = torch.autograd.grad(value, [self.all[n] for n in names], allow_unused=True)
-        return {n: g for n, g in zip(names, found, strict=True) if g is not None}
-
-    def _value(self, q: int) -> Tensor:
-        """The query at the present parameters, without dropout and in their own precision."""
-        self.model.eval()
-        query = self.queries[q]
-        return query.value(logits_of(self.model(**query.inputs))[0])
-
-    @torch.no_grad()
     def _values(self) -> list[float]:
-        return [float(self._value(q)) for q in range(len(self.queries))]
+        return self.asking.values()
 
     def _remember_values(self) -> None:
         """Values before the step in hand; those known before are now those after it."""
@@ -408,7 +382,10 @@ class _Sweep:
         products = None
         if self.layers_serve:
             self.model.zero_grad()
-            products = by_layers(self.model, directions, backward)
+            products = by_layers(
+                self.model, directions, backward,
+                places=self.asking.places, freeze=self.layers_checked,
+            )  # fmt: skip
             if products is not None and not self.layers_checked:
                 products = products if self._sums_agree(products, directions) else None
                 self.layers_checked = True
@@ -416,6 +393,7 @@ class _Sweep:
             self.layers_serve = products is not None
         if products is None:
             gradient = gradient.to(next(iter(directions.values())))
+            directions = {n: self.asking.whole(n, d) for n, d in directions.items()}
             products = by_forward_mode(self.model, directions, forward, gradient)
         return gain * products
 
@@ -425,12 +403,19 @@ class _Sweep:
         They do not where a layer computes something else than its type says.
         """
         bound = 0.05 if self.path.about["autocast"] else 1e-3
-        for q, each in enumerate(products):
-            whole = sum(
-                dot(d[q], gradient)
-                for n, d in directions.items()
-                if (gradient := self.all[n].grad) is not None
-            )
-            if abs(float(each.sum()) - whole) > bound * float(each.abs().sum()):
-                return False
-        return True
+        whole = torch.zeros(len(products), dtype=torch.float64, device=products.device)
+        for name, direction in directions.items():
+            if (gradient := self.all[name].grad) is not None:
+                whole += dots(direction, self.asking.part(name, gradient))
+        off = (products.double().sum(dim=1) - whole).abs()
+        return not bool((off > bound * products.double().abs().sum(dim=1)).any())
+
+
+def _write(
+    found: dict[str, Tensor], mean: Mapping[str, Tensor], row: int, place: int, size: int
+) -> None:
+    """Put one query's gradient in its place among those of its group."""
+    for name, gradient in mean.items():
+        if name not in found:
+            found[name] = gradient.new_zeros(size, *gradient.shape[1:])
+        found[name][place] = gradient[row]

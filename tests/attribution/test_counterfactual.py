@@ -1,0 +1,126 @@
+"""Effects are the derivatives of the training written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+import longarc
+from longarc.attribution.counterfactual import effects
+from longarc.attribution.query import Query, measure
+from longarc.attribution.sweep import explain
+from longarc.errors import OptionError
+from longarc.training.batches import Documents, PaddedBatches
+from longarc.training.recorded_path import RecordedPath
+
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-6}
+X = torch.tensor([[0.3, -0.2, 0.5, 1.0]], dtype=torch.float64)
+QUERIES = [
+    Query({"x": X}, measure("logit", 1)),
+    Query({"x": -X}, measure("margin", 0, 2)),
+]
+
+
+def written_out(run, weights):
+    """The recorded training as a function of the documents' weights in its loss; the end values."""
+    model, path, data = run.trainer.model, run.path, run.data
+    about, tensors = path.about, path.snapshot(0)
+    theta = {n: tensors[f"parameter.{n}"] for n, _ in model.named_parameters()}
+    options = {n: g["options"] for g in about["groups"] for n in g["parameters"]}
+    m = {n: torch.zeros_like(p) for n, p in theta.items()}
+    v = {n: torch.zeros_like(p) for n, p in theta.items()}
+    model.eval()
+    for t, batches in enumerate(path.batches(0, path.end), start=1):
+        documents = [i for batch in batches for i in batch.documents]
+        for p in theta.values():
+            if not p.requires_grad:
+                p.requires_grad_()
+        logits = functional_call(model, theta, (data.x[documents],))["logits"]
+        each = torch.nn.functional.cross_entropy(logits, data.y[documents], reduction="none")
+        loss = (each * weights[documents]).sum() / len(documents)
+        grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+        if about["max_grad_norm"]:
+            norm = torch.cat([g.flatten() for g in grads]).norm()
+            grads = [g * (about["max_grad_norm"] / (norm + 1e-6)).clamp(max=1) for g in grads]
+        new = {}
+        for (n, p), g in zip(theta.items(), grads, strict=True):
+            o, rate = options[n], batches[0].learning_rates[0]
+            if about["optimizer"] == "SGD":
+                g = g + o["weight_decay"] * p
+                m[n] = g if t == 1 else o["momentum"] * m[n] + (1 - o["dampening"]) * g
+                new[n] = p - rate * (g + o["momentum"] * m[n] if o["nesterov"] else m[n])
+                continue
+            (beta1, beta2), decay = o["betas"], o["weight_decay"]
+            m[n] = beta1 * m[n] + (1 - beta1) * g
+            v[n] = beta2 * v[n] + (1 - beta2) * g**2
+            root = (v[n] / (1 - beta2**t)).sqrt() + o["eps"]
+            new[n] = p * (1 - rate * decay) - rate * m[n] / (1 - beta1**t) / root
+        theta = new
+    for n, p in model.named_parameters():
+        assert torch.allclose(theta[n], p, atol=1e-12), "written out, it must be the training's"
+    values = [functional_call(model, theta, (q.inputs["x"],))["logits"][0] for q in QUERIES]
+    return torch.stack([q.value(z) for q, z in zip(QUERIES, values, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**ADAMW, "max_grad_norm": 0.4, "weight_decay": 0.1, "gradient_accumulation_steps": 2},
+        {**ADAMW, "max_grad_norm": 0.0, "lr_scheduler_type": "linear", "warmup_steps": 2},
+        {"optim": "sgd", "learning_rate": 0.2, "max_grad_norm": 0.5, "weight_decay": 0.1},
+        {"optim": "sgd", "optim_args": "momentum=0.8,dampening=0.3", "learning_rate": 0.1},
+        {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=True", "learning_rate": 0.1},
+    ],
+    ids=["adamw, clipped", "adamw", "sgd, clipped", "momentum", "nesterov"],
+)
+def test_effects_are_the_derivatives_of_the_training(record, options):
+    run = record(max_steps=6, **options)
+    weights = torch.ones(len(run.data), dtype=torch.float64, requires_grad=True)
+    values = written_out(run, weights)
+    expected = [torch.autograd.grad(v, weights, retain_graph=True)[0].numpy() for v in values]
+    found = effects(run.path, run.trainer.model, run.data, run.trainer.data_collator, QUERIES)
+    assert found == pytest.approx(np.stack(expected), rel=1e-7, abs=1e-11)
+    assert np.abs(found).max() > 1e-4
+
+
+def test_layers_that_are_not_known_take_the_forward_mode(record, small):
+    run = record(model=small.Net(odd=True), max_steps=4, **ADAMW)
+    weights = torch.ones(len(run.data), dtype=torch.float64, requires_grad=True)
+    values = written_out(run, weights)
+    (expected,) = torch.autograd.grad(values[0], weights)
+    found = effects(run.path, run.trainer.model, run.data, run.trainer.data_collator, QUERIES)
+    assert found[0] == pytest.approx(expected.numpy(), rel=1e-7, abs=1e-11)
+
+
+def test_what_cannot_be_foretold_is_refused(record):
+    run = record(max_steps=3, loss=longarc.LogitAdjustedLoss([6, 3, 2]), **ADAMW)
+    given = (run.path, run.trainer.model, run.data, run.trainer.data_collator)
+    with pytest.raises(OptionError, match="CrossEntropyLoss is not the one that was recorded"):
+        effects(*given, QUERIES)
+    effects(*given, QUERIES, loss=longarc.LogitAdjustedLoss([6, 3, 2]))
+    with pytest.raises(OptionError, match="nothing to ask"):
+        effects(*given, [])
+    unlabelled = [{"x": x} for x in run.data.x]
+    with pytest.raises(OptionError, match="labels"):
+        effects(given[0], given[1], unlabelled, given[3], QUERIES)
+
+
+def test_with_tiny_steps_effects_are_contributions(tiny, tmp_path):
+    """On a BERT with embeddings, attention and dropout, where nothing has time to react."""
+    model, tokenizer = tiny.make_model(0.2).double(), tiny.make_tokenizer()
+    texts, target = tiny.make_table(12)
+    data, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
+    trainer = longarc.Trainer(
+        model, tiny.make_arguments(tmp_path, max_steps=3, learning_rate=1e-6), train_dataset=data,
+        data_collator=collate, loss=longarc.CrossEntropyLoss(), callbacks=[longarc.PathRecorder()],
+    )  # fmt: skip
+    trainer.train()
+    path = RecordedPath(tmp_path / "path")
+    asked = Documents(["pump oil", "court law liability the a notice of bank"], tokenizer, 48)
+    queries = [Query(collate([asked[i]]), measure("margin", i, 2)) for i in range(2)]
+    found = effects(path, model, data, collate, queries)
+    exact = explain(path, model, data, collate, queries)
+    assert found == pytest.approx(np.stack([e.contributions for e in exact]), rel=1e-3, abs=1e-12)
+    assert np.abs(found).max() > 1e-8
