@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import longarc as package
+from longarc.attribution.counterfactual import effects
+from longarc.attribution.query import Query, measure
 from longarc.cli.main import main
 from longarc.errors import DataError, OptionError
+from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
+from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recorded_path import RecordedPath
 
 
@@ -211,6 +215,39 @@ def test_an_index_is_built_once_and_answers(longarc, recorded, tmp_path):
     assert "estimate" in page.read_text()
 
 
+def test_effects_are_what_the_mathematics_says_and_are_shown_as_such(longarc, recorded, tmp_path):
+    page, table = tmp_path / "page.html", tmp_path / "all.parquet"
+    words = ("explain", recorded, "--text", "oil pump leak", "--method", "effects")
+    status, printed, err = longarc(*words, "--json", "--top", "2", "--out", table)
+    assert status == 0, err
+    (row,) = json.loads(printed)
+    assert row["method"] == "effects"
+    assert len(row["supporting"]) == 2
+    assert row["supporting"][0]["value"] > 0 > row["opposing"][0]["value"]
+    found = pq.read_table(table).to_pydict()
+    run = package.open_run(recorded)
+    one = run.effects("oil pump leak")
+    assert found["fall"] == pytest.approx(one.falls)
+    assert found["document"][int(one.falls.argmax())] == row["supporting"][0]["document"]
+    length = run.predictor.max_length
+    (direct,) = effects(
+        RecordedPath(recorded / "path"),
+        run.predictor.model,
+        Documents(one.texts, run.predictor.tokenizer, length, run.labels.encode(one.labels)),
+        PaddedBatches(run.predictor.tokenizer, length),
+        [Query(dict(PaddedBatches(run.predictor.tokenizer, length)(
+            [Documents(["oil pump leak"], run.predictor.tokenizer, length)[0]]
+        )), measure("logit", run.labels.names.index(one.name.removeprefix("logit of "))), "")],
+        loss=CrossEntropyLoss(),
+    )  # fmt: skip
+    np.testing.assert_allclose(one.falls, direct, rtol=1e-4, atol=1e-7)
+    status, printed, err = longarc(*words, "--out", page)
+    assert status == 0, err
+    assert "effects do not add up" in printed
+    assert "fall without it" in page.read_text()
+    assert "before training" not in printed + page.read_text()
+
+
 def test_an_index_of_its_own(longarc, recorded):
     index = recorded / "path" / "index"
     status, printed, err = longarc(
@@ -254,6 +291,7 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
         (("t.csv", "--text", "a"), 2, "name a table of texts, or give one text"),
         (("--text", "a", "--errors", "2"), 2, "or ask for --errors 3"),
         (("--errors", "2", "--of", "loss"), 2, "drop --label and --of"),
+        (("--errors", "2", "--method", "effects"), 2, "drop --method effects"),
         (("--errors", "0"), 1, "--errors must be a whole number"),
         (("--text", "a", "--method", "index"), 1, "no method 'index'. Did you mean indexed"),
         (("--text", "a", "--dimensions", "64"), 1, "--dimensions is for an index"),

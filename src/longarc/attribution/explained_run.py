@@ -85,6 +85,47 @@ class ExplainedRun:
         )
         return found[0] if one else found
 
+    def effects(
+        self,
+        texts: str | Sequence[str],
+        *,
+        label: str | None = None,
+        of: str = "logit",
+        advance: Callable[[float], Any] | None = None,
+    ) -> Any:
+        """How far a score would fall had each training document not been in the training.
+
+        To first order, by differentiating the recorded training from its end to its start: other
+        documents may react to the absence, which contributions leave out. Effects do not add up to
+        the score. The training is replayed once, and each text takes three to four times as long as
+        the training and four times the weights in memory. A recipe's second stage and a hybrid's
+        linear scores are not part of it.
+
+        Args:
+            texts: one text, or a list of them.
+            label: the class whose score is asked about; None for the one with the highest.
+            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``.
+            advance: is called with 1 for each step of the training that is gone back.
+
+        Returns:
+            An :class:`~longarc.attribution.effects.Effects`, or a list of them for a list.
+
+        Raises:
+            RunError: the run recorded no path.
+        """
+        from longarc.attribution.of_run import effects_of_run
+
+        one = isinstance(texts, str)
+        found = effects_of_run(
+            self.folder,
+            self._exact_predictor(),
+            as_texts([texts] if one else texts, "texts"),
+            label=label,
+            of=of,
+            advance=advance,
+        )
+        return found[0] if one else found
+
     def explain_errors(
         self,
         count: int = 3,

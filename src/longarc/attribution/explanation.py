@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -98,11 +98,11 @@ class Explanation:
 
     def supporting(self, k: int = 10) -> list[Contribution]:
         """The k examples that raised the number most, the strongest first."""
-        return self._ranked(np.argsort(-self.contributions, kind="stable"), k, above=True)
+        return strongest(self, self.contributions, k, raised=True, errors=self.errors)
 
     def opposing(self, k: int = 10) -> list[Contribution]:
         """The k examples that lowered it most, the strongest first."""
-        return self._ranked(np.argsort(self.contributions, kind="stable"), k, above=False)
+        return strongest(self, self.contributions, k, raised=False, errors=self.errors)
 
     def by_class(self) -> dict[str, float]:
         """The sum of the contributions of each class's examples.
@@ -162,13 +162,29 @@ class Explanation:
             found["by_class"] = self.by_class()
         return found
 
-    def _ranked(self, order: np.ndarray, k: int, *, above: bool) -> list[Contribution]:
-        found = []
-        for i in map(int, order[:k]):
-            value = float(self.contributions[i])
-            if (value > 0) if above else (value < 0):
-                label = None if self.labels is None else self.labels[i]
-                text = None if self.texts is None else self.texts[i]
-                error = None if self.errors is None else float(self.errors[i])
-                found.append(Contribution(i, label, value, text, error))
-        return found
+
+class Labelled(Protocol):
+    """What has a number for each training example, and may know their classes and texts."""
+
+    labels: Sequence[str] | None
+    texts: Sequence[str] | None
+
+
+def strongest(
+    known: Labelled,
+    values: np.ndarray,
+    k: int,
+    *,
+    raised: bool,
+    errors: np.ndarray | None = None,
+) -> list[Contribution]:
+    """The k examples with the largest values above 0, or the smallest below it, in order."""
+    found = []
+    for i in map(int, np.argsort(-values if raised else values, kind="stable")[:k]):
+        value = float(values[i])
+        if (value > 0) if raised else (value < 0):
+            label = None if known.labels is None else known.labels[i]
+            text = None if known.texts is None else known.texts[i]
+            error = None if errors is None else float(errors[i])
+            found.append(Contribution(i, label, value, text, error))
+    return found

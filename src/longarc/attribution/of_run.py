@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from longarc.attribution.counterfactual import effects
+from longarc.attribution.effects import Effects
 from longarc.attribution.explanation import Explanation
 from longarc.attribution.index import store
 from longarc.attribution.index.answer import explain_by_index
@@ -24,6 +26,7 @@ from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recorded_path import RecordedPath, load_training
 
 if TYPE_CHECKING:
+    from longarc.objectives.losses.contract import Loss
     from longarc.training.prediction import Predictor
     from longarc.training.run_folder import RunFolder
 
@@ -59,29 +62,10 @@ def explain_run(
             "an index has its parameters from when it was built. Name them in build_index, or use "
             "method='exact'."
         )
-    space = folder.labels()
-    if label is not None and label not in space.names:
-        raise OptionError(f"There is no label '{label}'. {close_matches(label, space.names)}")
-    served = predictor.logits(texts)
+    queries, finals = _queries(folder, predictor, texts, label=label, over=over, of=of)
     model, length = predictor.model, predictor.max_length
-    collate = PaddedBatches(predictor.tokenizer, length)
-    documents = Documents(texts, predictor.tokenizer, length)
-    queries, finals = [], []
-    for i, logits in enumerate(torch.from_numpy(np.asarray(served))):
-        order = logits.argsort(descending=True).tolist()
-        chosen = order[0] if label is None else space.names.index(label)
-        rival = next(c for c in order if c != chosen) if len(order) > 1 else None
-        if over is not None and (named := over[i]) is not None and named != space.names[chosen]:
-            rival = space.names.index(named)
-        name = f"{of} of {space.names[chosen]}"
-        if of == "margin" and rival is not None:
-            name += f" over {space.names[rival]}"
-        value = measure(of, chosen, rival)
-        inputs = {k: v.to(model.device) for k, v in collate([documents[i]]).items()}
-        queries.append(Query(inputs, value, name))
-        finals.append(float(value(logits)))
     training, labels = load_training(folder.training_file)
-    names = [", ".join(each) if isinstance(each, list) else each for each in labels]
+    names = _named(labels)
     if method == "indexed":
         index = index_run(folder, predictor, say=say, progress=progress)
         found = explain_by_index(index, path, model, queries, labels=names)
@@ -90,7 +74,7 @@ def explain_run(
             path,
             model,
             Documents(training, predictor.tokenizer, length),
-            collate,
+            PaddedBatches(predictor.tokenizer, length),
             queries,
             tolerance=tolerance,
             parameters=parameters,
@@ -109,12 +93,42 @@ def explain_run(
     ]
 
 
+def effects_of_run(
+    folder: RunFolder,
+    predictor: Predictor,
+    texts: Sequence[str],
+    *,
+    label: str | None = None,
+    of: str = "logit",
+    advance: Callable[[float], Any] | None = None,
+) -> list[Effects]:
+    """What a run's model would say of texts without each document; see :meth:`Run.effects`."""
+    check_choice("measure", of, MEASURES)
+    path = _path(folder)
+    queries, _ = _queries(folder, predictor, texts, label=label, over=None, of=of)
+    length = predictor.max_length
+    training, labels = load_training(folder.training_file)
+    falls = effects(
+        path,
+        predictor.model,
+        Documents(training, predictor.tokenizer, length, folder.labels().encode(labels)),
+        PaddedBatches(predictor.tokenizer, length),
+        queries,
+        loss=_loss(folder, len(training)),
+        advance=advance,
+    )
+    return [
+        Effects(query.name, each, labels=_named(labels), texts=training)
+        for query, each in zip(queries, falls, strict=True)
+    ]
+
+
 def kernel_machine_of_run(
     folder: RunFolder, predictor: Predictor, *, together: int = 32, tolerance: float = 1e-3
 ) -> KernelMachine:
     """A run's model over its training documents; see :meth:`longarc.Run.kernel_machine`."""
     path = _path(folder)
-    config, space, length = folder.config(), folder.labels(), predictor.max_length
+    space, length = folder.labels(), predictor.max_length
     training, _ = load_training(folder.training_file)
     return KernelMachine(
         path,
@@ -123,13 +137,7 @@ def kernel_machine_of_run(
         PaddedBatches(predictor.tokenizer, length),
         read=lambda texts: Documents(texts, predictor.tokenizer, length),
         names=space.names,
-        loss=build_loss(
-            config.loss,
-            class_counts=space.counts,
-            num_examples=len(training),
-            options=config.loss_options,
-            multi_label=space.multi_label,
-        ),
+        loss=_loss(folder, len(training)),
         together=together,
         tolerance=tolerance,
     )
@@ -179,6 +187,55 @@ def index_run(
         say=say,
         progress=progress,
         **given,
+    )
+
+
+def _queries(
+    folder: RunFolder,
+    predictor: Predictor,
+    texts: Sequence[str],
+    *,
+    label: str | None,
+    over: Sequence[str | None] | None,
+    of: str,
+) -> tuple[list[Query], list[float]]:
+    """A query for each text, and what the model that is served says."""
+    names = folder.labels().names
+    if label is not None and label not in names:
+        raise OptionError(f"There is no label '{label}'. {close_matches(label, names)}")
+    collate = PaddedBatches(predictor.tokenizer, predictor.max_length)
+    documents = Documents(texts, predictor.tokenizer, predictor.max_length)
+    queries, finals = [], []
+    for i, logits in enumerate(torch.from_numpy(np.asarray(predictor.logits(texts)))):
+        order = logits.argsort(descending=True).tolist()
+        chosen = order[0] if label is None else names.index(label)
+        rival = next(c for c in order if c != chosen) if len(order) > 1 else None
+        if over is not None and (named := over[i]) is not None and named != names[chosen]:
+            rival = names.index(named)
+        name = f"{of} of {names[chosen]}"
+        if of == "margin" and rival is not None:
+            name += f" over {names[rival]}"
+        value = measure(of, chosen, rival)
+        inputs = {k: v.to(predictor.model.device) for k, v in collate([documents[i]]).items()}
+        queries.append(Query(inputs, value, name))
+        finals.append(float(value(logits)))
+    return queries, finals
+
+
+def _named(labels: Sequence[Any]) -> list[str]:
+    """A name for each document, which may have several labels."""
+    return [", ".join(each) if isinstance(each, list) else each for each in labels]
+
+
+def _loss(folder: RunFolder, documents: int) -> Loss:
+    """What the run minimised."""
+    config, space = folder.config(), folder.labels()
+    return build_loss(
+        config.loss,
+        class_counts=space.counts,
+        num_examples=documents,
+        options=config.loss_options,
+        multi_label=space.multi_label,
     )
 
 

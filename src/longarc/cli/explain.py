@@ -8,13 +8,16 @@ from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
 
+EFFECTS = "effects"
+
 
 def run(words: Sequence[str]) -> int:
     """Parse, explain, print or write."""
     parser = Parser(
         "explain",
         "Say which training documents made a run's predictions: a signed contribution for each, "
-        "which add up to the score. The run must have been trained with --record-path.",
+        "which add up to the score; or how far it would fall without each. The run must have been "
+        "trained with --record-path.",
         'longarc explain runs/tickets --text "the pump leaks" --out pump.html',
     )
     parser.add_argument("run", type=str, help="run folder")
@@ -40,7 +43,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--method", type=str, default="exact",
         help="exact: a replay of the whole training; indexed: an estimate from projected gradients "
-        "at a few snapshots, whose index the first use builds",
+        "at a few snapshots, whose index the first use builds; effects: how far the score would fall "
+        "without each document, to first order",
     )  # fmt: skip
     parser.add_argument("--top", type=int, default=10, help="documents to show on either side")
     parser.add_argument(
@@ -74,6 +78,8 @@ def run(words: Sequence[str]) -> int:
         parser.error("name a table of texts, or give one text with --text, or ask for --errors 3")
     if chosen.errors is not None and (chosen.label is not None or chosen.of != "logit"):
         parser.error("--errors explains margins of the class that was taken: drop --label and --of")
+    if chosen.errors is not None and chosen.method == EFFECTS:
+        parser.error("the report shows errors by contributions that add up: drop --method effects")
     from pathlib import Path
 
     from longarc.api import open_run
@@ -83,7 +89,7 @@ def run(words: Sequence[str]) -> int:
     from longarc.options import check_choice, check_whole
 
     quiet_libraries()
-    check_choice("method", chosen.method, METHODS)
+    check_choice("method", chosen.method, (*METHODS, EFFECTS))
     top = check_whole("--top", chosen.top, at_least=1)
     if chosen.errors is not None:
         check_whole("--errors", chosen.errors, at_least=1)
@@ -171,9 +177,12 @@ def _tell_index(index: Any, chosen: Any, console: Any) -> int:
 
 
 def _explain(opened: Any, texts: list[str], chosen: Any, console: Any) -> list[Any]:
-    options = {"label": chosen.label, "of": chosen.of, "method": chosen.method}
+    options = {"label": chosen.label, "of": chosen.of}
     with _replay(opened, chosen, console) as advance:
-        return opened.explain(texts, tolerance=chosen.tolerance, advance=advance, **options)
+        if chosen.method == EFFECTS:
+            return opened.effects(texts, advance=advance, **options)
+        options |= {"method": chosen.method, "tolerance": chosen.tolerance}
+        return opened.explain(texts, advance=advance, **options)
 
 
 def _replay(opened: Any, chosen: Any, console: Any) -> Any:
@@ -235,16 +244,14 @@ def _write(out: Any, opened: Any, rows: list[dict[str, Any]], found: list[Any]) 
 
     with table_writer(out) as write:
         for number, (row, e) in enumerate(zip(rows, found, strict=True)):
-            n = len(e.contributions)
+            columns = e.to_pandas().to_dict(orient="list")
+            n = len(columns["document"])
             write(
                 {
                     "explained": [number] * n,
                     "explained_text": [row["text"]] * n,
                     "score": [e.name] * n,
-                    "document": list(range(n)),
-                    "label": list(e.labels),
-                    "contribution": e.contributions.tolist(),
-                    **({} if e.errors is None else {"error": e.errors.tolist()}),
+                    **columns,
                     "text": list(e.texts),
                 }
             )
@@ -257,6 +264,19 @@ def _show(row: dict[str, Any], console: Any) -> None:
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     say(f"\n{row['name']}: {_cut(row['text'], 70)}")
+    if row["method"] == EFFECTS:
+        say("  how far it would fall without a document, to first order; effects do not add up")
+    else:
+        _show_sum(row, say)
+    for title, side in (("raised it", "supporting"), ("lowered it", "opposing")):
+        if row[side]:
+            say(f"  {title}")
+        for each in row[side]:
+            error = "" if each["error"] is None else f" ± {each['error']:.4f}"
+            say(f"  {each['value']:+9.4f}{error}  {each['label']}: {_cut(each['text'], 60)}")
+
+
+def _show_sum(row: dict[str, Any], say: Any) -> None:
     say(
         f"  {row['initial']:.3f} before training, {row['contributions']:+.3f} by the training "
         f"documents, {row['decay']:+.2g} by weight decay"
@@ -271,12 +291,6 @@ def _show(row: dict[str, Any], console: Any) -> None:
         say(
             "  no document moved it: the model is as it was before its first step (a linear probe?)"
         )
-    for title, side in (("raised it", "supporting"), ("lowered it", "opposing")):
-        if row[side]:
-            say(f"  {title}")
-        for each in row[side]:
-            error = "" if each["error"] is None else f" ± {each['error']:.4f}"
-            say(f"  {each['value']:+9.4f}{error}  {each['label']}: {_cut(each['text'], 60)}")
 
 
 def _cut(text: str, length: int) -> str:

@@ -34,7 +34,9 @@ EXCERPT = 400
 def write_explanations(
     out: str | Path, explained: Sequence[Mapping[str, Any]], *, title: str
 ) -> Path:
-    """Write one self-contained HTML page; each entry is ``Explanation.to_dict()`` and a ``text``.
+    """Write one self-contained HTML page.
+
+    An entry is ``Explanation.to_dict()`` and a ``text``; or each is ``Effects.to_dict()`` and one.
 
     Raises OptionError for an ``out`` that is no HTML file.
     """
@@ -49,9 +51,13 @@ def write_explanations(
 
 
 def drawn(explained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Entries as a page shows them: each with its waterfall, its text cut."""
+    """Entries as a page shows them: each with its waterfall if it adds up, its text cut."""
     return [
-        {**entry, "text": shorten(str(entry["text"]), EXCERPT), "waterfall": waterfall(entry)}
+        {
+            **entry,
+            "text": shorten(str(entry["text"]), EXCERPT),
+            "waterfall": waterfall(entry) if "initial" in entry else None,
+        }
         for entry in explained
     ]
 
