@@ -52,8 +52,7 @@ def effects(
 
     They do not add up to anything, and need not agree with the contributions even in sign. The
     training is replayed; then each step goes back once with a Hessian product for each query, which
-    takes three to four times as long as the step. Memory is four times the parameters for each
-    query.
+    takes longer than the step itself. Memory is about five times the parameters for each query.
 
     Args:
         path: what a :class:`~longarc.PathRecorder` recorded.
