@@ -89,8 +89,8 @@ studies/index
 :hidden:
 :caption: The project
 
-../README
-../README.zh-CN
+README <../README>
+中文 <../README.zh-CN>
 ../CONTRIBUTING
 ../CHANGELOG
 ```

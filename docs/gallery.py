@@ -59,6 +59,9 @@ def page(studies: dict[str, dict[str, Any]], folder: Path = FOLDER) -> str:
             images = " | ".join(f"![{d.removesuffix('.svg')}]({name}/{d})" for d in drawings)
             titles = " | ".join(d.removesuffix(".svg") for d in drawings)
             parts.append(f"| {titles} |\n|{'---|' * len(drawings)}\n| {images} |\n")
+    rest = [f"[{n}](../studies.md#{_anchor(folder, n)})" for n in STUDIES if n not in studies]
+    if rest:
+        parts.append(f"## Not kept\n\nNo full run is kept of {', '.join(rest)}.\n")
     return "\n".join(parts)
 
 
