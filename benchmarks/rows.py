@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from longarc.processor import processor_name
+
 RESULTS = Path(__file__).parent / "results.jsonl"
 
 
@@ -21,7 +23,7 @@ def append_row(benchmark: str, **figures: Any) -> None:
         "benchmark": benchmark,
         **figures,
         "cores": os.cpu_count(),
-        "machine": f"{platform.machine()} {_processor()}",
+        "machine": f"{platform.machine()} {processor_name()}",
         **_gpu(),
         **{name: importlib.metadata.version(name) for name in ("longarc", "torch", "transformers")},
         "date": datetime.now(UTC).date().isoformat(),
@@ -68,12 +70,3 @@ def _gpu() -> dict[str, str]:
 def _resident_peak() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()

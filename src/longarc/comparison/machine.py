@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
+
+from longarc.processor import processor_name
 
 
 def machine() -> dict[str, Any]:
@@ -16,7 +17,7 @@ def machine() -> dict[str, Any]:
     ['cores', 'load', 'longarc']
     """
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": _cores(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()}-{platform.machine()}",
@@ -38,12 +39,3 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()

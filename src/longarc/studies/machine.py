@@ -6,9 +6,9 @@ import importlib.metadata
 import os
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from longarc.processor import processor_name
 from longarc.version import __version__
 
 
@@ -18,7 +18,7 @@ def machine() -> dict[str, Any]:
 
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
-        "machine": f"{platform.machine()} {_processor()}",
+        "machine": f"{platform.machine()} {processor_name()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         **gpu,
@@ -26,12 +26,3 @@ def machine() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()
