@@ -24,7 +24,7 @@ from longarc.errors import RunError
 from longarc.files import write_json
 from longarc.training.config import TrainConfig
 
-STEPS = 60
+STEPS = 24
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
