@@ -399,9 +399,9 @@ class _Sweep:
 
     def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:
         gradients = {
-            n: self.asking.part(n, self.all[n].grad)
+            n: self.asking.part(n, gradient)
             for n in directions
-            if self.all[n].grad is not None
+            if (gradient := self.all[n].grad) is not None
         }
         return adds_up(products, directions, gradients, autocast=bool(self.path.about["autocast"]))
 
