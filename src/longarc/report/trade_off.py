@@ -17,7 +17,7 @@ from longarc.files import whole_file, write_text
 from longarc.report.drawing import png, shorten
 from longarc.report.measures import Figure, figure
 from longarc.report.page import render
-from longarc.report.quantities import rate, thousands
+from longarc.report.quantities import budget, rate
 from longarc.report.trade_off_chart import Point, trade_off_chart
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "title": f"{len(found['candidates'])} candidates for {Path(str(found['data'])).name}",
         "found": found,
-        "budget": budget_of(found),
+        "budget": budget(**found["budget"]),
         "chart": chart_of(found),
         "rows": [
             {
@@ -177,13 +177,6 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         "machine": _machine(found["machine"]),
         "several": len(found["seeds"]) > 1,
     }
-
-
-def budget_of(found: dict[str, Any]) -> str:
-    """The budget in words, as :class:`longarc.comparison.budget.Budget` says it."""
-    units = {"steps": "steps", "examples": "training examples", "minutes": "minutes of steps"}
-    budget = found["budget"]
-    return f"{thousands(budget['amount'])} {units[budget['kind']]} for each candidate"
 
 
 def _link(row: dict[str, Any], folder: Path) -> str | None:
@@ -228,7 +221,7 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     table = Table(
-        title=f"{budget_of(found)}, {found['split']} split",
+        title=f"{budget(**found['budget'])}, {found['split']} split",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
