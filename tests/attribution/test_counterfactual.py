@@ -8,12 +8,13 @@ import torch
 from torch.func import functional_call
 
 import longarc
-from longarc.attribution.counterfactual import effects
+from longarc.attribution.counterfactual import _Back, effects
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recorded_path import RecordedPath
+from longarc.training.replay import Replay
 
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-6}
 X = torch.tensor([[0.3, -0.2, 0.5, 1.0]], dtype=torch.float64)
@@ -124,3 +125,21 @@ def test_with_tiny_steps_effects_are_contributions(tiny, tmp_path):
     exact = explain(path, model, data, collate, queries)
     assert found == pytest.approx(np.stack([e.contributions for e in exact]), rel=1e-3, abs=1e-12)
     assert np.abs(found).max() > 1e-8
+
+
+def test_layers_that_are_known_serve_every_step(tiny, tmp_path):
+    """The gradient that the replay leaves behind is no part of a batch's own."""
+    model, tokenizer = tiny.make_model(0.2).double(), tiny.make_tokenizer()
+    texts, target = tiny.make_table(12)
+    data, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
+    trainer = longarc.Trainer(
+        model, tiny.make_arguments(tmp_path, max_steps=3, learning_rate=1e-3), train_dataset=data,
+        data_collator=collate, loss=longarc.CrossEntropyLoss(), callbacks=[longarc.PathRecorder()],
+    )  # fmt: skip
+    trainer.train()
+    asked = Documents(["pump oil"], tokenizer, 48)
+    queries = [Query(collate([asked[0]]), measure("margin", 0, 2))]
+    with Replay(RecordedPath(tmp_path / "path"), model, data, collate) as replay:
+        back = _Back(replay, queries, longarc.CrossEntropyLoss(), None)
+        back.run(3)
+        assert back.layers_serve

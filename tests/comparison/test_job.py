@@ -16,6 +16,8 @@ from longarc.comparison.material import read_material
 from longarc.comparison.slot import Slot, read
 from longarc.errors import OptionError, RunError
 from longarc.files import write_json
+from longarc.training.config import TrainConfig
+from longarc.training.preparation import prepare
 from longarc.training.progress import Reporter
 
 TABLE = {
@@ -39,7 +41,7 @@ def test_a_table_in_memory_becomes_a_file_that_a_resumed_comparison_reads(tmp_pa
     assert [slot.path for slot in job.slots["cls"]] == [
         folder.slot("cls", seed).path for seed in (0, 1)
     ]
-    again = _opened(CompareConfig(**folder.read_settings()["options"]), Reporter(None))
+    again = _opened(CompareConfig(**folder.read_settings()["options"]), None, None, Reporter(None))
     assert again.material.facts() == job.material.facts()
     assert again.candidates == job.candidates
     assert [len(splits.train) for splits in again.material.splits.values()] == [28, 28]
@@ -59,10 +61,71 @@ def test_a_changed_table_is_refused(tmp_path):
     config = options(tmp_path / "out", data=str(table))
     _begun(config, None, CANDIDATES, Reporter(None))
     saved = CompareConfig(**CompareFolder(tmp_path / "out").read_settings()["options"])
-    _opened(saved, Reporter(None))
+    _opened(saved, None, None, Reporter(None))
     write([*rows[1:], rows[0]])
     with pytest.raises(RunError, match="have changed since"):
-        _opened(saved, Reporter(None))
+        _opened(saved, None, None, Reporter(None))
+
+
+def test_another_table_or_other_candidates_in_memory_are_refused(tmp_path):
+    _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
+    saved = CompareConfig(**CompareFolder(tmp_path / "out").read_settings()["options"])
+    _opened(saved, TABLE, CANDIDATES, Reporter(None))
+    with pytest.raises(RunError, match="began with other candidates: mean, cls"):
+        _opened(saved, TABLE, {"mean": {}, "cls": {"pooling": "mean"}}, Reporter(None))
+    other = {**TABLE, "topic": TABLE["topic"][::-1]}
+    with pytest.raises(RunError, match="have changed since"):
+        _opened(saved, other, CANDIDATES, Reporter(None))
+
+
+def test_a_table_in_memory_goes_with_a_file_to_test_on(tmp_path):
+    """Whose columns and separator are those of the table, in every candidate's own process too."""
+    test = tmp_path / "test.csv"
+    test.write_text("body,topic\nthe pump leaks again,pump;urgent\n")
+    table = {
+        **TABLE,
+        "topic": [f"{t};urgent" if i % 3 else t for i, t in enumerate(TABLE["topic"])],
+    }
+    config = options(tmp_path / "out", test=str(test), label_separator=";")
+    job = _begun(config, table, CANDIDATES, Reporter(None))
+    slot = job.folder.slot("mean", 0)
+    job._prepare(slot, job.candidates[0], 0)
+    prepared = prepare(TrainConfig(**read(slot.job)["config"]), Reporter(None))
+    assert prepared.splits.test is not None
+    assert prepared.splits.test.labels == [["pump", "urgent"]]
+    assert prepared.splits.train.labels == job.material.splits[0].train.labels
+
+
+def test_what_a_preset_needs_of_the_length_is_checked(tmp_path):
+    for candidates in ("everything-small", "attention"):
+        config = options(tmp_path / "out", candidates=candidates, options={"max_length": "long"})
+        with pytest.raises(OptionError, match="max_length"):
+            _begun(config, TABLE, None, Reporter(None))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_inside_the_folder_is_not_deleted(tmp_path):
+    folder = CompareFolder(tmp_path / "out")
+    _begun(options(folder.path), TABLE, CANDIDATES, Reporter(None))
+    config = options(folder.path, data=str(folder.data), overwrite=True)
+    with pytest.raises(RunError, match="which --overwrite deletes"):
+        _begun(config, None, CANDIDATES, Reporter(None))
+    assert folder.data.is_file()
+    _begun(options(folder.path, overwrite=True), TABLE, CANDIDATES, Reporter(None))
+
+
+def test_timings_are_kept_unless_one_failed(tmp_path, monkeypatch):
+    job = _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
+    for slots in job.slots.values():
+        slots[0].path.mkdir(parents=True)
+        write_json(slots[0].training, {})
+    failed = {"mean": {"threads": 1}, "cls": {"why": "the process was killed"}}
+    write_json(job.folder.reading, {"load": [1, 1], "candidates": failed})
+    again = {"mean": {"threads": 1}, "cls": {"threads": 1}}
+    monkeypatch.setattr("longarc.comparison.job.measure_reading", lambda *_, **__: again)
+    assert job._read()["candidates"] == again
+    monkeypatch.undo()
+    assert job._read()["candidates"] == again
 
 
 def test_a_job_has_the_shared_options_and_its_own(tmp_path):
@@ -112,8 +175,10 @@ def test_training_speed_leaves_evaluations_out(tmp_path):
     assert _training_speed(slot) == pytest.approx(64 / 4)
 
 
-def test_a_process_that_fails_says_why(tmp_path):
+def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     """Options that a newer version refuses, say; the comparison itself checks them first."""
+    (tmp_path / "yaml.py").write_text("raise ImportError('not the one that is meant')\n")
+    monkeypatch.chdir(tmp_path)
     job = _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
     slot = job.folder.slot("mean", 0)
     job._prepare(slot, job.candidates[0], 0)

@@ -123,6 +123,12 @@ def test_the_sentence_says_what_is_settled(found):
     open_question = copy.deepcopy(found)
     open_question["candidates"][1]["less_than_best"]["low"] = -0.01
     assert "which these documents do not settle" in sentence_of(open_question)
+    untimed = copy.deepcopy(found)  # a better one failed to be timed
+    untimed["candidates"][0]["less_than_best"] = {"value": 0.1, "low": 0.05, "high": 0.15}
+    untimed["candidates"][1]["less_than_best"]["value"] = 0.2
+    said = sentence_of(untimed)
+    assert said.startswith("Of those that were timed, exact has the best macro-F1, 0.800.")
+    assert said.endswith("with 0.100 less macro-F1.")
     found["candidates"][1]["front"] = False
     assert sentence_of(found).endswith("predicts fastest (5 documents a second).")
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longarc.attribution.products import by_forward_mode, by_layers
+from longarc.attribution.products import adds_up, by_forward_mode, by_layers
 from longarc.attribution.quadrature import dots
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
@@ -160,10 +160,11 @@ class _Back:
         total = {
             n: torch.stack([g[i].detach() for g in graphs]).sum(0) for i, n in enumerate(names)
         }
+        adam = self._adam(batches[0])
         directions: dict[str, Tensor] = {}
         for name in names:
             directions[name] = self._through_update(
-                name, update[name], step, clip * total[name], moved[name]
+                name, update[name], step, clip * total[name], moved[name], adam
             )
         directions = self._through_clip(directions, total, clip)
         for batch in batches:
@@ -174,7 +175,13 @@ class _Back:
             self._add_curvature(graph, names, directions)
 
     def _through_update(
-        self, name: str, how: Update, step: int, gradient: Tensor, moved: Tensor
+        self,
+        name: str,
+        how: Update,
+        step: int,
+        gradient: Tensor,
+        moved: Tensor,
+        adam: Mapping[str, tuple[float, float, float, float]],
     ) -> Tensor:
         """From θ̄', m̄', v̄' to those before, but for the Hessian; return ḡ, (Q, …)."""
         weights, first, second = self.weights[name], self.first[name], self.second[name]
@@ -186,7 +193,7 @@ class _Back:
         if how.nesterov:
             found = found + pushed
         if isinstance(scale, Tensor):
-            beta1, beta2, eps, rate = self._adam(name, step)
+            beta1, beta2, eps, rate = adam[name]
             reach = rate / (1 - beta1 ** (step + 1))
             root = reach / scale - eps  # √v̂'
             # θ' = θ − reach · m' / (√v̂' + ε) − cθ, so −scale · m' is the move without decay.
@@ -202,13 +209,15 @@ class _Back:
             weights.add_(found, alpha=how.coupled)
         return found
 
-    def _adam(self, name: str, step: int) -> tuple[float, float, float, float]:
-        rates = self.path.batches(step, step + 1)[0][0].learning_rates
-        for group, rate in zip(self.path.about["groups"], rates, strict=True):
-            if name in group["parameters"]:
-                options = group["options"]
-                return *options["betas"], options["eps"], rate
-        raise AssertionError(name)
+    def _adam(self, batch: RecordedBatch) -> dict[str, tuple[float, float, float, float]]:
+        """β₁, β₂, ε and the learning rate of each parameter in a batch's step; {} for SGD."""
+        found = {}
+        for group, rate in zip(self.path.about["groups"], batch.learning_rates, strict=True):
+            options = group["options"]
+            if "betas" in options:
+                known = (*options["betas"], options["eps"], rate)
+                found |= dict.fromkeys(group["parameters"], known)
+        return found
 
     def _through_clip(
         self, directions: dict[str, Tensor], total: Mapping[str, Tensor], clip: float
@@ -261,16 +270,16 @@ class _Back:
             return logits.detach()
 
         if self.layers_serve:
+            self.model.zero_grad()  # the replay's own gradient is still there
             products = by_layers(self.model, directions, backward)
-            whole = sum(
-                dots(d, g) for n, d in directions.items() if (g := self.all[n].grad) is not None
+            gradients = {n: self.all[n].grad for n in directions}
+            autocast = bool(self.path.about["autocast"])
+            self.layers_serve = products is not None and adds_up(
+                products, directions, gradients, autocast=autocast
             )
             self.model.zero_grad()
-            if products is not None:
-                off = (products.double().sum(dim=1) - whole).abs()
-                if not bool((off > 1e-3 * products.double().abs().sum(dim=1)).any()):
-                    return products
-            self.layers_serve = False
+            if products is not None and self.layers_serve:
+                return products
         gradient = batch.gradient.to(next(iter(directions.values())))
         return by_forward_mode(self.model, directions, forward, gradient)
 

@@ -98,8 +98,8 @@ class ExplainedRun:
         To first order, by differentiating the recorded training from its end to its start: other
         documents may react to the absence, which contributions leave out. Effects do not add up to
         the score. The training is replayed once, and each text takes three to four times as long as
-        the training and four times the weights in memory. A recipe's second stage and a hybrid's
-        linear scores are not part of it.
+        the training and about five times the weights in memory. A recipe's second stage and a
+        hybrid's linear scores are not part of it.
 
         Args:
             texts: one text, or a list of them.

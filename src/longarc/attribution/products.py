@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from longarc.attribution.quadrature import dots
+
 Directions = Mapping[str, Tensor]
 """Name of a parameter → (Q, …), a direction for each query."""
 
@@ -65,6 +67,26 @@ def by_layers(
     queries = len(next(iter(directions.values())))
     odd = odd or any(piece.shape != (queries, len(logits)) for piece in pieces)
     return None if odd else torch.stack(pieces).sum(dim=0)
+
+
+def adds_up(
+    products: Tensor,
+    directions: Directions,
+    gradients: Mapping[str, Tensor | None],
+    *,
+    autocast: bool,
+) -> bool:
+    """Whether the examples' products (Q, b) add up to those of the whole gradient, within rounding.
+
+    They do not where a layer computes something else than its type says.
+    """
+    whole = torch.zeros(len(products), dtype=torch.float64, device=products.device)
+    for name, direction in directions.items():
+        if (gradient := gradients.get(name)) is not None:
+            whole += dots(direction, gradient)
+    off = (products.double().sum(dim=1) - whole).abs()
+    bound = 0.05 if autocast else 1e-3
+    return not bool((off > bound * products.double().abs().sum(dim=1)).any())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longarc.attribution.account import Account
 from longarc.attribution.explanation import Explanation
 from longarc.attribution.passengers import Passengers
-from longarc.attribution.products import by_forward_mode, by_layers
+from longarc.attribution.products import adds_up, by_forward_mode, by_layers
 from longarc.attribution.quadrature import NODES, dots, gauss
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
@@ -398,17 +398,12 @@ class _Sweep:
         return gain * products
 
     def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:
-        """Whether the examples' products add up to that of the whole gradient, within rounding.
-
-        They do not where a layer computes something else than its type says.
-        """
-        bound = 0.05 if self.path.about["autocast"] else 1e-3
-        whole = torch.zeros(len(products), dtype=torch.float64, device=products.device)
-        for name, direction in directions.items():
-            if (gradient := self.all[name].grad) is not None:
-                whole += dots(direction, self.asking.part(name, gradient))
-        off = (products.double().sum(dim=1) - whole).abs()
-        return not bool((off > bound * products.double().abs().sum(dim=1)).any())
+        gradients = {
+            n: self.asking.part(n, gradient)
+            for n in directions
+            if (gradient := self.all[n].grad) is not None
+        }
+        return adds_up(products, directions, gradients, autocast=bool(self.path.about["autocast"]))
 
 
 def _write(

@@ -10,13 +10,6 @@ if TYPE_CHECKING:
     from longarc.training.config import TrainConfig
 
 
-_UNITS = {
-    "steps": ("step", "steps"),
-    "examples": ("training example", "training examples"),
-    "minutes": ("minute of steps", "minutes of steps"),
-}
-
-
 @dataclass(frozen=True)
 class Budget:
     """So many steps, training examples or minutes for each candidate.
@@ -35,9 +28,9 @@ class Budget:
     amount: float
 
     def __str__(self) -> str:
-        one, many = _UNITS[self.kind]
-        amount = f"{self.amount:,g}".replace(",", "\u202f")
-        return f"{amount} {one if self.amount == 1 else many} for each candidate"
+        from longarc.report.quantities import budget
+
+        return budget(self.kind, self.amount)
 
     def steps(self, config: TrainConfig, seconds_per_step: float = math.nan) -> int:
         """Updates that the budget allows one candidate, at least 1; none if it only fits a probe.

@@ -45,7 +45,8 @@ def _started(module: str, words: Sequence[object], log: Path, **streams: Any) ->
     """A module run by this Python, in a session of its own: Ctrl-C is passed on by its parent."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        command = [sys.executable, "-m", module, *map(str, words)]
+        # -P: a module in the present folder, a user's yaml.py say, is not to be imported.
+        command = [sys.executable, "-P", "-m", module, *map(str, words)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stderr=file, text=True, start_new_session=True,
             **{"stdout": file, **streams},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class CompareFolder:
         """Write down what is compared, before anything runs."""
         values = {
             "options": dataclasses.asdict(config) | {"resume": False, "overwrite": False},
-            "candidates": {candidate.name: candidate.options for candidate in candidates},
+            "candidates": as_saved(candidates),
             "data": data,
         }
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -92,6 +93,15 @@ class CompareFolder:
     def how_to_resume(self) -> str:
         """The sentence that ends the message of an interruption."""
         return f"Go on with: longarc compare --resume --out {shlex.quote(str(self.path))}"
+
+
+def as_saved(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Names and options as ``compare.yaml`` has them: a tuple is a list there.
+
+    >>> as_saved([Candidate("a", {"regularizers": ("fgm",)})])
+    {'a': {'regularizers': ['fgm']}}
+    """
+    return {c.name: yaml.safe_load(yaml.safe_dump(c.options)) for c in candidates}
 
 
 def resumed(config: CompareConfig) -> CompareConfig:
@@ -146,6 +156,15 @@ def refuse_existing(config: CompareConfig) -> None:
             f"{path} holds a comparison. Go on with --resume, name another folder with --out, or "
             "replace it with --overwrite."
         )
+    inline = config.candidates.lstrip().startswith("{")
+    tables = (config.data, config.validation, config.test)
+    for given in tables if inline else (*tables, config.candidates):
+        file = Path(given or "").expanduser()
+        if given and file.exists() and file.resolve().is_relative_to(path.resolve()):
+            raise RunError(
+                f"{given} lies in {path}, which --overwrite deletes. Move it, or name another "
+                "--out."
+            )
 
 
 def cleared(config: CompareConfig) -> CompareFolder:

@@ -19,7 +19,13 @@ from longarc.comparison.candidates import Candidate, make_candidates, read_candi
 from longarc.comparison.children import how_it_ended, run_training, stoppable
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
-from longarc.comparison.folder import CompareFolder, cleared, refuse_existing, resumed
+from longarc.comparison.folder import (
+    CompareFolder,
+    as_saved,
+    cleared,
+    refuse_existing,
+    resumed,
+)
 from longarc.comparison.machine import machine
 from longarc.comparison.material import Material, read_material
 from longarc.comparison.presets import PRESETS
@@ -28,6 +34,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, OptionError, RunError
 from longarc.files import write_json
+from longarc.options import check_whole
 from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
 from longarc.training.progress import Reporter, clock
@@ -63,8 +70,8 @@ def run_comparison(
     config.validate()
     if not config.resume:
         refuse_existing(config)
-    job = _opened(config, reporter) if config.resume else _begun(config, data, candidates, reporter)
-    return job.run()
+    begin = _opened if config.resume else _begun
+    return begin(config, data, candidates, reporter).run()
 
 
 def _begun(
@@ -79,14 +86,16 @@ def _begun(
     else:
         material = read_material(config, data)
         length = (config.options or {}).get("max_length", preset.length)
+        check_whole("max_length in --options", length, at_least=8)
         everywhere = {"max_length": length, **(config.options or {})}
         chosen = make_candidates(preset.candidates(length, material.multi_label), everywhere)
     folder = cleared(config)
     config = material.config
     if material.table is not None:
         with table_writer(folder.data) as write:
-            write({"text": material.table.texts, "label": material.table.labels or []})
-        config = dataclasses.replace(config, text="text", label="label", label_separator=None)
+            # Under the names that they had, as tables to validate or test on have them too.
+            labels: list[Any] = material.table.labels or []
+            write({str(config.text): material.table.texts, str(config.label): labels})
     write_json(folder.documents, material.documents())
     folder.write_settings(config, chosen, material.facts())
     for note in material.notes:
@@ -94,13 +103,22 @@ def _begun(
     return _Job(config, folder, chosen, material, reporter)
 
 
-def _opened(config: CompareConfig, reporter: Reporter) -> _Job:
-    """A comparison that goes on, with the table that it began with."""
+def _opened(
+    config: CompareConfig, data: Any, candidates: Mapping[str, Any] | None, reporter: Reporter
+) -> _Job:
+    """A comparison that goes on, with the table and the candidates that it began with."""
     folder = CompareFolder(config.folder)
     saved = folder.read_settings()
+    if candidates is not None:
+        now = make_candidates(read_candidates(candidates), config.options)
+        if saved["candidates"] != as_saved(now):
+            raise RunError(
+                f"the comparison in {folder.path} began with other candidates: "
+                f"{', '.join(saved['candidates'])}. Name the same ones, or another folder."
+            )
     chosen = [Candidate(name, dict(options)) for name, options in saved["candidates"].items()]
     given = str(folder.data) if folder.data.is_file() else None
-    material = read_material(config, given)
+    material = read_material(config, given if data is None else data)
     if material.facts()["sha256"] != saved["data"]["sha256"]:
         raise RunError(
             f"the texts or labels of {config.data} have changed since the comparison in "
@@ -153,7 +171,8 @@ class _Job:
         runs = len(seeds) * len(self.candidates)
         if len(todo) < runs:
             self.reporter.say(f"{runs - len(todo)} of {runs} trainings are finished already")
-        self.reporter.say(f"{len(todo)} trainings to run: {self.budget}")
+        many = "s" if len(todo) != 1 else ""
+        self.reporter.say(f"{len(todo)} training{many} to run: {self.budget}")
         with self.reporter.task("comparing", len(todo)) as advance:
             for candidate, seed in todo:
                 slot = self.folder.slot(candidate.name, seed)
@@ -209,7 +228,8 @@ class _Job:
         """The speed of prediction of every finished candidate, and the system's load meanwhile."""
         names = [c.name for c in self.candidates if all(s.finished for s in self.slots[c.name])]
         kept = read(self.folder.reading)
-        if list(kept.get("candidates", {})) == names:
+        timed = kept.get("candidates", {})
+        if list(timed) == names and not any("why" in one for one in timed.values()):
             return kept
         before = machine()["load"]
         rounds = self.config.repeats + 1
@@ -226,9 +246,9 @@ class _Job:
                 logs={name: self.folder.reading_log(name) for name in names},
                 advance=advance,
             )
-        timed = {"load": [before, machine()["load"]], "candidates": found}
-        write_json(self.folder.reading, timed)
-        return timed
+        measured = {"load": [before, machine()["load"]], "candidates": found}
+        write_json(self.folder.reading, measured)
+        return measured
 
     def _write(self, reading: dict[str, Any]) -> None:
         found = {

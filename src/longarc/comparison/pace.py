@@ -75,6 +75,7 @@ class _Pace(Groundwork):
             loss=self.loss,
             regularizers=build_regularizers(self.config.regularizers),
             layer_decay=self.config.layer_decay,
+            embedding_factor=self.config.embedding_factor,
             sampling_weights=sampling_weights(self._codes(train), self.config.sampler),
             callbacks=[clock],
         )

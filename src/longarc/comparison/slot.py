@@ -34,7 +34,7 @@ class Slot:
 
     @property
     def spent(self) -> Path:
-        """Time and memory of earlier processes, which were interrupted."""
+        """Time and memory of the training up to the last process that said so."""
         return self.path / "spent.json"
 
     @property

@@ -70,6 +70,7 @@ def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: flo
     else:
         train(config, console=Console(file=sys.stdout, width=200))
         spent = _spent(before, started)
+        write_json(slot.spent, spent)  # should what follows fail or be interrupted
     write_text(folder.model / "README.md", model_card(folder.path))
     write_report(folder.path)
     if job["baseline"]:  # only now, as neither its time nor its memory is the candidate's

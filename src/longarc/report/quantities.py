@@ -27,6 +27,24 @@ def rate(value: Any) -> str:
     return thousands(round(value)) if value >= 1000 else f"{value:.3g}"
 
 
+_BUDGETS = {
+    "steps": ("step", "steps"),
+    "examples": ("training example", "training examples"),
+    "minutes": ("minute of steps", "minutes of steps"),
+}
+
+
+def budget(kind: str, amount: float) -> str:
+    r"""A comparison's budget, by what it is counted in.
+
+    >>> budget("examples", 1234567), budget("minutes", 1.0)
+    ('1\u202f234\u202f567 training examples for each candidate', '1 minute of steps for each candidate')
+    """  # noqa: E501
+    one, many = _BUDGETS[kind]
+    written = f"{amount:,.12g}".replace(",", "\u202f")
+    return f"{written} {one if amount == 1 else many} for each candidate"
+
+
 def percent(value: Any) -> str:
     """A share in percent; small and large ones are not rounded to nothing and all.
 

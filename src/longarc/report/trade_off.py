@@ -17,7 +17,7 @@ from longarc.files import whole_file, write_text
 from longarc.report.drawing import png, shorten
 from longarc.report.measures import Figure, figure
 from longarc.report.page import render
-from longarc.report.quantities import rate, thousands
+from longarc.report.quantities import budget, rate
 from longarc.report.trade_off_chart import Point, trade_off_chart
 
 if TYPE_CHECKING:
@@ -88,16 +88,26 @@ def sentence_of(found: dict[str, Any]) -> str:
         return "No candidate was trained and timed."
     best = max(front, key=lambda row: row["macro_f1"]["value"])
     fastest = max(front, key=lambda row: row["prediction_documents_per_second"]["median"])
+    # One that is better yet may have failed to be timed: intervals are then against that one.
+    of_all = best["less_than_best"] is None
+    among = "" if of_all else "Of those that were timed, "
     if best is fastest:
         return (
-            f"{best['name']} has the best macro-F1 ({best['macro_f1']['value']:.3f}) and predicts "
-            f"fastest ({_speed(best)} documents a second)."
+            f"{among}{best['name']} has the best macro-F1 ({best['macro_f1']['value']:.3f}) and "
+            f"predicts fastest ({_speed(best)} documents a second)."
         )
     times = (
         fastest["prediction_documents_per_second"]["median"]
         / best["prediction_documents_per_second"]["median"]
     )
     less = fastest["less_than_best"] or {"low": 0.0, "high": 0.0, "value": 0.0}
+    if not of_all:
+        behind = best["macro_f1"]["value"] - fastest["macro_f1"]["value"]
+        return (
+            f"{among}{best['name']} has the best macro-F1, {best['macro_f1']['value']:.3f}. The "
+            f"fastest on the front, {fastest['name']}, predicts {times:.1f} times as many "
+            f"documents a second, with {behind:.3f} less macro-F1."
+        )
     settled = less["low"] > 0 or less["high"] < 0
     open_question = "" if settled else ", which these documents do not settle"
     return (
@@ -155,7 +165,7 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "title": f"{len(found['candidates'])} candidates for {Path(str(found['data'])).name}",
         "found": found,
-        "budget": budget_of(found),
+        "budget": budget(**found["budget"]),
         "chart": chart_of(found),
         "rows": [
             {
@@ -177,13 +187,6 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         "machine": _machine(found["machine"]),
         "several": len(found["seeds"]) > 1,
     }
-
-
-def budget_of(found: dict[str, Any]) -> str:
-    """The budget in words, as :class:`longarc.comparison.budget.Budget` says it."""
-    units = {"steps": "steps", "examples": "training examples", "minutes": "minutes of steps"}
-    budget = found["budget"]
-    return f"{thousands(budget['amount'])} {units[budget['kind']]} for each candidate"
 
 
 def _link(row: dict[str, Any], folder: Path) -> str | None:
@@ -228,7 +231,7 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     table = Table(
-        title=f"{budget_of(found)}, {found['split']} split",
+        title=f"{budget(**found['budget'])}, {found['split']} split",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
