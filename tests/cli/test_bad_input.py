@@ -236,6 +236,15 @@ def test_control_characters_of_labels_do_not_reach_the_terminal(longarc, tiny_mo
     assert "\u202e" not in printed + err
 
 
+def test_the_command_that_check_suggests_has_the_options_of_the_check(longarc, tickets, tiny_model):
+    words = (tickets, "--label", "topic", "--max-length", 24, "--model", tiny_model)
+    status, printed, err = longarc("check", *words)
+    assert status == 0, err
+    told = "".join(printed.splitlines()[-2:])
+    expected = f"longarc train {tickets} --label topic --model {tiny_model} --max-length 24 --out"
+    assert expected in told
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_speaks_of_options_not_of_python(longarc, verb):
     status, printed, _ = longarc(verb, "--help")

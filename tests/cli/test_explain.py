@@ -222,6 +222,7 @@ def test_effects_are_what_the_mathematics_says_and_are_shown_as_such(longarc, re
     assert status == 0, err
     (row,) = json.loads(printed)
     assert row["method"] == "effects"
+    assert row["afterwards"]  # the recipe's second stage
     assert len(row["supporting"]) == 2
     assert row["supporting"][0]["value"] > 0 > row["opposing"][0]["value"]
     found = pq.read_table(table).to_pydict()
@@ -244,8 +245,11 @@ def test_effects_are_what_the_mathematics_says_and_are_shown_as_such(longarc, re
     status, printed, err = longarc(*words, "--out", page)
     assert status == 0, err
     assert "effects do not add up" in printed
+    assert "before the second stage" in printed
+    assert "before the second stage" in page.read_text()
     assert "fall without it" in page.read_text()
     assert "before training" not in printed + page.read_text()
+    assert "No document moved it" not in page.read_text()
 
 
 def test_an_index_of_its_own(longarc, recorded):

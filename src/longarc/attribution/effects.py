@@ -17,13 +17,15 @@ class Effects:
     """How far a number would fall had an example not been in the training, to first order.
 
     Not to be added up: the number is not their sum, and two examples that stand in for each other
-    have small effects both.
+    each have a small one.
 
     Attributes:
         name: the number.
         falls: (N,) for each training example; 0 for one that was never in a batch.
         labels: (N,) names of the training examples' classes, if known.
         texts: (N,) the training examples, if known.
+        afterwards: whether something changed the model after its training, a recipe's second stage
+            or a hybrid's linear scores: the number here is the one before it.
 
     >>> e = Effects("logit of a", np.array([0.8, -0.1, 0.25]), labels=("a", "b", "a"))
     >>> e.supporting(1), e.opposing(1)
@@ -35,6 +37,7 @@ class Effects:
     falls: np.ndarray
     labels: Sequence[str] | None = field(default=None, repr=False)
     texts: Sequence[str] | None = field(default=None, repr=False)
+    afterwards: bool = False
 
     def supporting(self, k: int = 10) -> list[Contribution]:
         """The k examples without which the number would fall most, the strongest first."""
@@ -66,6 +69,7 @@ class Effects:
         return {
             "name": self.name,
             "method": "effects",
+            "afterwards": self.afterwards,
             "supporting": [c._asdict() for c in self.supporting(k)],
             "opposing": [c._asdict() for c in self.opposing(k)],
         }

@@ -166,8 +166,11 @@ class Explanation:
 class Labelled(Protocol):
     """What has a number for each training example, and may know their classes and texts."""
 
-    labels: Sequence[str] | None
-    texts: Sequence[str] | None
+    @property
+    def labels(self) -> Sequence[str] | None: ...  # noqa: D102
+
+    @property
+    def texts(self) -> Sequence[str] | None: ...  # noqa: D102
 
 
 def strongest(

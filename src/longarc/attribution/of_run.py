@@ -81,7 +81,7 @@ def explain_run(
             labels=names,
             advance=advance,
         )
-    changed = folder.config().hybrid or folder.recipe().get("second_stage", {}).get("head_changed")
+    changed = _changed_afterwards(folder)
     return [
         dataclasses.replace(
             e,
@@ -118,7 +118,13 @@ def effects_of_run(
         advance=advance,
     )
     return [
-        Effects(query.name, each, labels=_named(labels), texts=training)
+        Effects(
+            query.name,
+            each,
+            labels=_named(labels),
+            texts=training,
+            afterwards=_changed_afterwards(folder),
+        )
         for query, each in zip(queries, falls, strict=True)
     ]
 
@@ -220,6 +226,12 @@ def _queries(
         queries.append(Query(inputs, value, name))
         finals.append(float(value(logits)))
     return queries, finals
+
+
+def _changed_afterwards(folder: RunFolder) -> bool:
+    """Whether the model that is served is more than the one that was trained."""
+    stage = folder.recipe().get("second_stage", {})
+    return bool(folder.config().hybrid or stage.get("head_changed"))
 
 
 def _named(labels: Sequence[Any]) -> list[str]:

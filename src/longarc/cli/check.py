@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, add_options, shown_command
 from longarc.training.config import TrainConfig
+from longarc.training.option_fields import flag
 
 OPTIONS = (
     "text", "label", "label_separator", "validation", "test", "validation_fraction",
@@ -40,6 +41,12 @@ def run(words: Sequence[str]) -> int:
     else:
         print_check(found, console)
         if not found.errors:
-            command = shown_command("longarc", "train", chosen.data, "--out", "runs/NAME")
+            named = [
+                word
+                for name, value in options.items()
+                if value != getattr(TrainConfig, name)
+                for word in ([flag(name)] if value is True else [flag(name), value])
+            ]
+            command = shown_command("longarc", "train", chosen.data, *named, "--out", "runs/NAME")
             console.print(f"train    {command}", markup=False, soft_wrap=True)
     return 1 if found.errors else 0

@@ -266,8 +266,12 @@ def _show(row: dict[str, Any], console: Any) -> None:
     say(f"\n{row['name']}: {_cut(row['text'], 70)}")
     if row["method"] == EFFECTS:
         say("  how far it would fall without a document, to first order; effects do not add up")
+        if row["afterwards"]:
+            say("  of the score as the training left it, before the second stage or the hybrid")
     else:
         _show_sum(row, say)
+    if not row["supporting"] and not row["opposing"]:
+        say("  no document moved it: the model that was kept is the one before the first step")
     for title, side in (("raised it", "supporting"), ("lowered it", "opposing")):
         if row[side]:
             say(f"  {title}")
@@ -286,10 +290,6 @@ def _show_sum(row: dict[str, Any], say: Any) -> None:
     if row["method"] == "indexed":
         say(
             f"  estimated at few checkpoints; sampling error of the sum {row['sampling_error']:.1e}"
-        )
-    if not row["supporting"] and not row["opposing"]:
-        say(
-            "  no document moved it: the model is as it was before its first step (a linear probe?)"
         )
 
 

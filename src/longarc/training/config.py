@@ -157,7 +157,8 @@ class TrainConfig:
         f"factor on the step size for each layer further down; default: {default_of('layer_decay')}",
     )
     embedding_factor: float = option(
-        None, f"one more factor on that of token vectors; default: 1; of borrowed ones {BORROWED:g}"
+        None,
+        f"one more factor on the step size of token vectors; default: 1; of borrowed ones {BORROWED:g}",
     )
     weight_decay: float = option(0.01, "decoupled weight decay")
     warmup: float = option(0.1, "part of the steps over which the step size rises")
