@@ -299,6 +299,7 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
         (("--errors", "0"), 1, "--errors must be a whole number"),
         (("--text", "a", "--method", "index"), 1, "no method 'index'. Did you mean indexed"),
         (("--text", "a", "--dimensions", "64"), 1, "--dimensions is for an index"),
+        (("--text", "a", "--method", "effects", "--tolerance", "1"), 1, "is for --method exact"),
         (("t.csv", "--text", "a", "--build-index"), 2, "name a table of texts, or give one text"),
         (("--text", "a", "--of", "logits"), 1, "no measure 'logits'"),
         (("--text", "a", "--out", "x.pdf"), 1, "x.pdf"),

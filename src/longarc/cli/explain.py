@@ -50,8 +50,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=1e-3,
-        help="part of the score that may be left unexplained",
+        default=None,
+        help="of exact: part of the score that may be left unexplained; default: 0.001",
     )
     parser.add_argument(
         "--out", type=as_typed, default=None,
@@ -93,6 +93,10 @@ def run(words: Sequence[str]) -> int:
     top = check_whole("--top", chosen.top, at_least=1)
     if chosen.errors is not None:
         check_whole("--errors", chosen.errors, at_least=1)
+    if chosen.tolerance is None:
+        chosen.tolerance = 1e-3
+    elif chosen.method != "exact":
+        raise OptionError(f"--tolerance is for --method exact, not {chosen.method}. Drop it.")
     indexes = chosen.build_index or chosen.method == "indexed"
     for name in ("checkpoints", "dimensions", "overwrite_index"):
         if getattr(chosen, name) and not indexes:
@@ -178,6 +182,11 @@ def _tell_index(index: Any, chosen: Any, console: Any) -> int:
 
 def _explain(opened: Any, texts: list[str], chosen: Any, console: Any) -> list[Any]:
     options = {"label": chosen.label, "of": chosen.of}
+    if chosen.method == EFFECTS:
+        weights = sum(p.numel() for p in opened.predictor.model.parameters())
+        memory = 20 * weights * len(texts) / 1e9  # five times the weights for each text
+        if memory > 1:
+            console.print(f"memory   about {memory:.1f} GB; less with fewer --rows", markup=False)
     with _replay(opened, chosen, console) as advance:
         if chosen.method == EFFECTS:
             return opened.effects(texts, advance=advance, **options)
