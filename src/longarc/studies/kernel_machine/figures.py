@@ -19,9 +19,10 @@ from longarc.report.drawing import (
     data_of,
     panel,
 )
-from longarc.studies.kernel_machine.findings import interval, orders, told
+from longarc.studies.kernel_machine.findings import orders, told
 from longarc.studies.kernel_machine.measured import Measured
 from longarc.studies.kernel_machine.neighbours import MEASURES, TOP
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import StudyFigure
 
 CONSTANT = "constant weights"

@@ -15,8 +15,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from longarc.attribution.kernel_machine import KernelMachine
-from longarc.studies.digits_networks import draw_digits
 from longarc.studies.kernel_machine.trainings import Network, Points, items, train
+from longarc.studies.shared.digits_networks import draw_digits
 
 WIDTHS = (64, 24, 24, 2)
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)

@@ -23,7 +23,7 @@ from longarc.studies.rnn.findings import GATES, NAMES
 from longarc.studies.rnn.measured import NO_BIAS, Measured
 from longarc.studies.rnn.readers import CELLS, GATED
 from longarc.studies.rnn.statistics import accuracies, finite
-from longarc.studies.simsiam_findings import interval
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import StudyFigure
 
 COLOURS = {

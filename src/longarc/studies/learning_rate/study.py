@@ -1,4 +1,4 @@
-"""Study: a finite learning rate penalises the gradient; what that is worth, and what else does."""
+"""The study's entry: its sizes, what it says, its table."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from torch.nn import functional
 
 from longarc.studies.conclusion import Conclusion, conclude, measured
-from longarc.studies.digits_networks import WIDTHS
-from longarc.studies.learning_rate_figures import figures
-from longarc.studies.learning_rate_findings import Measured, findings
-from longarc.studies.learning_rate_flooding import flood, step_down_and_up
-from longarc.studies.learning_rate_product import STARTS, follow
-from longarc.studies.learning_rate_runs import (
+from longarc.studies.learning_rate.figures import figures
+from longarc.studies.learning_rate.findings import Measured, findings
+from longarc.studies.learning_rate.flooding import flood, step_down_and_up
+from longarc.studies.learning_rate.product import STARTS, follow
+from longarc.studies.learning_rate.runs import (
     NOISE,
     SETTLE,
     WRONG,
@@ -22,6 +21,7 @@ from longarc.studies.learning_rate_runs import (
     try_settings,
     unexplained,
 )
+from longarc.studies.shared.digits_networks import WIDTHS
 from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 

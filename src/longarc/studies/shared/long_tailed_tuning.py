@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from longarc.data.examples import Examples
 from longarc.data.splits import make_splits
 from longarc.models.pooling import mean_pool
-from longarc.studies.scratch_encoders import encode
-from longarc.studies.word_windows import PAD, Words
+from longarc.studies.shared.scratch_encoders import encode
+from longarc.studies.shared.word_windows import PAD, Words
 from longarc.training.bootstrap import resampled_figures
 
 RATE = 1e-3  # the largest learning rate; not tuned

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from longarc.data.examples import Examples, read_examples
 from longarc.data.licenses import read_licenses
-from longarc.studies.attention_patterns import attention_weights, entropy, neighbours
-from longarc.studies.long_tailed_tuning import Task, fine_tune, make_task, steps_of
-from longarc.studies.residual_minilm import WAYS, Introduced, introduce
-from longarc.studies.scratch_encoders import ARCHITECTURES, Shape, build_encoder
-from longarc.studies.scratch_training import Cell, Outcome, gradient_norms, train_cell
-from longarc.studies.word_windows import Corpus, mask_tokens, read_corpus
+from longarc.studies.realformer.attention_patterns import attention_weights, entropy, neighbours
+from longarc.studies.realformer.residual_minilm import WAYS, Introduced, introduce
+from longarc.studies.realformer.scratch_training import Cell, Outcome, gradient_norms, train_cell
+from longarc.studies.shared.long_tailed_tuning import Task, fine_tune, make_task, steps_of
+from longarc.studies.shared.scratch_encoders import ARCHITECTURES, Shape, build_encoder
+from longarc.studies.shared.word_windows import Corpus, mask_tokens, read_corpus
 from longarc.training.progress import Reporter
 
 COMPARED = ("PostLN", "RealFormer")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longarc.studies.scratch_encoders import encode, layers_of
+from longarc.studies.shared.scratch_encoders import encode, layers_of
 
 
 @torch.no_grad()

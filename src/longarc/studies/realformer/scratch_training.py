@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from longarc.studies.scratch_encoders import (
+from longarc.studies.shared.scratch_encoders import (
     Shape,
     build_encoder,
     encode,
     layers_of,
     word_logits,
 )
-from longarc.studies.word_windows import Corpus, mask_tokens
+from longarc.studies.shared.word_windows import Corpus, mask_tokens
 
 WARM_UP = 0.1  # of the steps, as in BERT's training
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longarc.objectives.losses.registry import LOSSES, build_loss
-from longarc.studies.rare_class import (
+from longarc.studies.imbalance.rare_class import (
     GRID,
     NUM_EXAMPLES,
     RARE,

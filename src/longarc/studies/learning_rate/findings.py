@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longarc.dynamics.modified_flow import ORDERS
-from longarc.studies.learning_rate_flooding import PAIR_RATES, Flooded, Pair
-from longarc.studies.learning_rate_product import Followed, path_name
-from longarc.studies.learning_rate_runs import NOISE, SETTLE, WRONG, Size, Trial, of
+from longarc.studies.learning_rate.flooding import PAIR_RATES, Flooded, Pair
+from longarc.studies.learning_rate.product import Followed, path_name
+from longarc.studies.learning_rate.runs import NOISE, SETTLE, WRONG, Size, Trial, of
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import Finding
 
 CLOSE = 0.1  # an order of convergence, to count as the one expected
@@ -57,11 +58,7 @@ def mean_of(values: Tensor) -> Mean:
     >>> mean_of(torch.tensor([1.0, 2.0, 3.0]))  # t of 2 degrees of freedom is 4.303
     Mean(value=2.0, half=2.4841...)
     """
-    from scipy.stats import t
-
-    count = len(values)
-    error = float(values.double().std()) / count**0.5
-    return Mean(float(values.double().mean()), float(t.ppf(0.975, count - 1)) * error)
+    return Mean(*interval(values.double().tolist()))
 
 
 def findings(measured: Measured) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Study: every loss for long-tailed labels is cross-entropy with its gradient re-weighted."""
+"""The study's entry: the gradient weights of every loss, drawn, and what it says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from longarc.objectives.losses.registry import LOSSES
 from longarc.report.drawing import INK, MUTED, NARROW, SERIES, WIDE, Panel, data_of, panel
 from longarc.studies.conclusion import Conclusion, conclude
-from longarc.studies.imbalance_identities import identities
-from longarc.studies.rare_class import (
+from longarc.studies.imbalance.identities import identities
+from longarc.studies.imbalance.rare_class import (
     GRID,
     NUM_EXAMPLES,
     OTHERS,

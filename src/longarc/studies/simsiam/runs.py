@@ -21,7 +21,7 @@ from longarc.objectives.siamese.objective import SiameseObjective, SiameseOutput
 from longarc.objectives.siamese.parameter_groups import parameter_groups, rate_schedule
 from longarc.objectives.siamese.simclr import SimCLR
 from longarc.objectives.siamese.simsiam import SimSiam, Target
-from longarc.studies.simsiam_material import WIDTH, Material
+from longarc.studies.simsiam.material import WIDTH, Material
 from longarc.training.probe import fit_probe
 
 RATE = 0.1

@@ -13,11 +13,11 @@ from transformers import BertForMaskedLM
 
 from longarc.models.positions import stretch_positions
 from longarc.report.drawing import MUTED, NARROW, SERIES, WIDE, data_of, panel
-from longarc.studies.masked_tokens import BLOCKS
+from longarc.studies.shared.masked_tokens import BLOCKS
 from longarc.studies.study import StudyFigure
 
 if TYPE_CHECKING:
-    from longarc.studies.positions import Way
+    from longarc.studies.positions.study import Way
 
 STAGES = ("windows", "stretched", "trained")
 

@@ -18,9 +18,9 @@ from longarc.report.drawing import (
     data_of,
     panel,
 )
-from longarc.studies.realformer_findings import class_gains
-from longarc.studies.realformer_runs import Measured
-from longarc.studies.residual_minilm import WAYS
+from longarc.studies.realformer.findings import class_gains
+from longarc.studies.realformer.residual_minilm import WAYS
+from longarc.studies.realformer.runs import Measured
 from longarc.studies.study import StudyFigure
 
 COLOURS = {"PostLN": BLUE, "PreLN": GREEN, "RealFormer": ORANGE, "ReZero": PURPLE}

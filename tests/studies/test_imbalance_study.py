@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from longarc.objectives.losses.registry import LOSSES, LossInfo
-from longarc.studies import imbalance as study
-from longarc.studies import imbalance_identities as identities
-from longarc.studies.rare_class import GRID, OTHERS, P, Y
+from longarc.studies.imbalance import identities, study
+from longarc.studies.imbalance.rare_class import GRID, OTHERS, P, Y
 
 ROOT = Path(__file__).parents[2]
 

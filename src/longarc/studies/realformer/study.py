@@ -1,4 +1,4 @@
-"""Study: residual attention (RealFormer) beside PostLN, PreLN and ReZero, from scratch."""
+"""The study's entry: its sizes, what it says, its table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longarc.studies.conclusion import Conclusion, conclude, measured
-from longarc.studies.long_tailed_tuning import figures as figures_of
-from longarc.studies.realformer_figures import figures
-from longarc.studies.realformer_findings import findings
-from longarc.studies.realformer_runs import COMPARED, Measured, Size, measure
-from longarc.studies.scratch_encoders import HEAD_WIDTH, Shape
-from longarc.studies.scratch_training import Outcome
+from longarc.studies.realformer.figures import figures
+from longarc.studies.realformer.findings import findings
+from longarc.studies.realformer.runs import COMPARED, Measured, Size, measure
+from longarc.studies.realformer.scratch_training import Outcome
+from longarc.studies.shared.long_tailed_tuning import figures as figures_of
+from longarc.studies.shared.scratch_encoders import HEAD_WIDTH, Shape
+from longarc.studies.shared.word_windows import SHARE
 from longarc.studies.study import Finding, StudyResult
-from longarc.studies.word_windows import SHARE
 from longarc.training.progress import Reporter
 
 FULL = Size(

@@ -1,13 +1,14 @@
-"""Study: why SimSiam does not collapse, what makes it, and whether the mean view would do."""
+"""The study's entry: its sizes, what it says, its table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from longarc.studies.conclusion import Conclusion, conclude, holds, measured
-from longarc.studies.simsiam_figures import figures
-from longarc.studies.simsiam_findings import findings, interval
-from longarc.studies.simsiam_measured import Measured, Size, measure
+from longarc.studies.shared.intervals import interval
+from longarc.studies.simsiam.figures import figures
+from longarc.studies.simsiam.findings import findings
+from longarc.studies.simsiam.measured import Measured, Size, measure
 from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 

@@ -21,10 +21,10 @@ from longarc.report.drawing import (
     data_of,
     panel,
 )
-from longarc.studies.learning_rate_findings import Measured, mean_of
-from longarc.studies.learning_rate_flooding import Flooded
-from longarc.studies.learning_rate_product import TARGET, Followed, path_name
-from longarc.studies.learning_rate_runs import Trial, of
+from longarc.studies.learning_rate.findings import Measured, mean_of
+from longarc.studies.learning_rate.flooding import Flooded
+from longarc.studies.learning_rate.product import TARGET, Followed, path_name
+from longarc.studies.learning_rate.runs import Trial, of
 from longarc.studies.study import StudyFigure
 
 WALKED = "gradient descent"

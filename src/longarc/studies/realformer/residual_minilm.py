@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 
 from longarc.models.attention.residual_interface import set_residual_attention
-from longarc.studies.masked_tokens import (
+from longarc.studies.shared.masked_tokens import (
     BLOCKS,
     MaskedTexts,
     accuracy,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from longarc.studies.simsiam_material import WIDTH, Material, digits, licences
-from longarc.studies.simsiam_runs import (
+from longarc.studies.simsiam.material import WIDTH, Material, digits, licences
+from longarc.studies.simsiam.runs import (
     Outcome,
     Predictor,
     Variant,
@@ -17,7 +17,7 @@ from longarc.studies.simsiam_runs import (
     train,
     untrained,
 )
-from longarc.studies.simsiam_scalar import Flow, flow
+from longarc.studies.simsiam.scalar import Flow, flow
 from longarc.training.progress import Reporter
 
 ABLATIONS = (

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 
-from longarc.studies.digits_networks import (
+from longarc.studies.learning_rate.product import Start
+from longarc.studies.shared.digits_networks import (
     Activation,
     Digits,
     Slope,
@@ -20,7 +21,6 @@ from longarc.studies.digits_networks import (
     slope_at,
     start_weights,
 )
-from longarc.studies.learning_rate_product import Start
 
 WRONG = 0.2  # of the labels, where some are wrong
 NOISE = 0.2  # relative, of the weights

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from longarc.studies.digits_networks import (
+from longarc.studies.learning_rate.product import slope
+from longarc.studies.learning_rate.runs import NOISE, WRONG, Size, walk
+from longarc.studies.shared.digits_networks import (
     Digits,
     accuracy,
     draw_digits,
@@ -17,8 +19,6 @@ from longarc.studies.digits_networks import (
     slope_at,
     start_weights,
 )
-from longarc.studies.learning_rate_product import slope
-from longarc.studies.learning_rate_runs import NOISE, WRONG, Size, walk
 
 PAIR_RATES = (0.1, 0.05, 0.025, 0.0125)
 

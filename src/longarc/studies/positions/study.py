@@ -1,4 +1,4 @@
-"""Study: trained positions, decomposed into a coarse and a fine index, serve longer texts."""
+"""The study's entry: MiniLM with more positions, before and after a training, and what it says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers import BertForMaskedLM
 from longarc.models.pooling import mean_pool
 from longarc.models.positions import stretch_positions
 from longarc.studies.conclusion import Conclusion, conclude, measured
-from longarc.studies.masked_tokens import (
+from longarc.studies.positions.figures import figures
+from longarc.studies.shared.masked_tokens import (
     BLOCKS,
     MaskedTexts,
     accuracy,
@@ -24,7 +25,6 @@ from longarc.studies.masked_tokens import (
     masked_texts,
     minilm_for_masked_tokens,
 )
-from longarc.studies.positions_figures import figures
 from longarc.studies.study import Finding, StudyResult
 
 PUBLISHED = {"windows": 0.55, "stretched": 0.38, "trained": 0.55}

@@ -19,9 +19,9 @@ from longarc.report.drawing import (
     data_of,
     panel,
 )
-from longarc.studies.simsiam_findings import interval
-from longarc.studies.simsiam_measured import ABLATIONS, MEAN_VIEW, Measured, Runs
-from longarc.studies.simsiam_runs import Outcome
+from longarc.studies.shared.intervals import interval
+from longarc.studies.simsiam.measured import ABLATIONS, MEAN_VIEW, Measured, Runs
+from longarc.studies.simsiam.runs import Outcome
 from longarc.studies.study import StudyFigure
 
 SHOWN = {

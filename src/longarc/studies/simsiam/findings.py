@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from longarc.studies.simsiam_measured import COLLAPSING, HEALTHY, NORMS, Measured, Runs
-from longarc.studies.simsiam_runs import Outcome
-from longarc.studies.simsiam_scalar import START, end, least_speed
+from longarc.studies.shared.intervals import interval
+from longarc.studies.simsiam.measured import COLLAPSING, HEALTHY, NORMS, Measured, Runs
+from longarc.studies.simsiam.runs import Outcome
+from longarc.studies.simsiam.scalar import START, end, least_speed
 from longarc.studies.study import Finding
 
 COLLAPSED, APART = 0.1, 0.5
@@ -29,22 +30,6 @@ def findings(measured: Measured) -> list[Finding]:
         *_mean_view(measured),
         _heads(measured),
     ]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of the values and half the width of its 95 % interval by Student's t; 0 of one value.
-
-    >>> interval([1.0, 2.0, 3.0])
-    (2.0, 2.48...)
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return mean, 0.0
-    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
 
 
 def _scalar(measured: Measured) -> list[Finding]:
