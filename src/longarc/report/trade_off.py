@@ -206,7 +206,7 @@ def _written(options: dict[str, Any]) -> str:
 def _machine(machine: dict[str, Any]) -> str:
     """One sentence about where it was measured."""
     parts = [
-        f"{machine['cores']} cores of {machine['processor']}" if machine.get("cores") else "",
+        f"{machine['cores']} cores of {machine['machine']}" if machine.get("cores") else "",
         f"{machine['memory_gib']:g} GiB" if machine.get("memory_gib") else "",
         machine["system"],
         f"device {machine['device']}" if machine.get("device") else "",

@@ -195,7 +195,9 @@ def run_study(
         raise OptionError(
             f"The study {name!r} takes no tables: leave them out. Known to: {', '.join(takers)}."
         )
-    from longarc.studies.machine import machine
+    import torch
+
+    from longarc.machine import describe_gpu, describe_machine
     from longarc.studies.study import refuse_existing, write_study
 
     folder = Path("studies", name) if out is None else Path(out).expanduser()
@@ -207,7 +209,13 @@ def run_study(
     result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick, **further)
     if quick:
         result = dataclasses.replace(result, text=(*result.text, QUICKLY))
-    run = {**machine(), "seconds": round(time.perf_counter() - started, 1), "quick": quick}
+    run = {
+        **describe_machine(),
+        **describe_gpu(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "quick": quick,
+    }
     if tables is not None:
         run["tables"] = [Path(table).name for table in tables]
     write_study(result, folder, overwrite=overwrite, run=run)
