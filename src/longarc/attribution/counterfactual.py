@@ -33,8 +33,8 @@ from longarc.attribution.update import Update, updates, without_state
 from longarc.errors import OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
-from longarc.training.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.replay import LABELS, Replay
+from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
+from longarc.training.recording.replay import LABELS, Replay
 
 
 def effects(

@@ -29,8 +29,8 @@ from longarc.attribution.tape import Tape
 from longarc.attribution.update import Update, updates, without_state
 from longarc.errors import OptionError
 from longarc.options import check_number
-from longarc.training.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.replay import Replay
+from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
+from longarc.training.recording.replay import Replay
 
 
 def explain(

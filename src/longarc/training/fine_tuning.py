@@ -17,8 +17,8 @@ from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interru
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import validation_metrics
 from longarc.training.monitors import SharpnessMonitor, UpdateMonitor
-from longarc.training.path_recorder import PathRecorder
 from longarc.training.progress import Advance
+from longarc.training.recording.path_recorder import PathRecorder
 from longarc.training.run_folder import RunFolder
 from longarc.training.trainer import Trainer
 

@@ -38,7 +38,6 @@ from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.recipes.second_stage import check_head
 from longarc.training.recipes.trials import Trials
 from longarc.training.run_folder import RunFolder, create_run_folder, describe_origin
-from longarc.training.run_recorder import refuse_several
 from longarc.training.starting_model import fit_attention, starting_model
 
 
@@ -84,7 +83,7 @@ class Groundwork:
             ("--learning-rate auto", self.config.learning_rate == "auto"),
         ):
             if given:
-                refuse_several(flag, self.args.world_size * max(1, self.args.n_gpu))
+                _refuse_several(flag, self.args.world_size * max(1, self.args.n_gpu))
         if any(r.uses_embeddings for r in build_regularizers(self.config.regularizers)):
             check_same_by_embeddings(self.model)
         self.predictor = Predictor(
@@ -342,3 +341,12 @@ class Groundwork:
     def _wait(self) -> None:
         if self.args.world_size > 1:
             torch.distributed.barrier()
+
+
+def _refuse_several(flag: str, processes: int) -> None:
+    """Raise OptionError unless one process trains on one device, before the baselines' minutes."""
+    if processes > 1:
+        raise OptionError(
+            f"{flag} is for one process on one device, and there are {processes}. Drop it, "
+            "or train with one."
+        )

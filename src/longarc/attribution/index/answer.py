@@ -15,8 +15,8 @@ from longarc.attribution.index.search import scores
 from longarc.attribution.index.store import Index, path_identity
 from longarc.attribution.query import Query
 from longarc.errors import OptionError, RunError
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import Replay, logits_of
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import Replay, logits_of
 
 
 def explain_by_index(

@@ -27,7 +27,7 @@ from longarc.attribution.index.plan import Checkpoint, as_checkpoints
 from longarc.attribution.index.projection import Projection, Sketches, Whole, balanced
 from longarc.errors import RunError
 from longarc.files import whole_file, write_json
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 
 FORMAT = 1
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from longarc.errors import DataError, ModelError
-from longarc.training.recorded_path import RecordedBatch, RecordedPath
+from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
 
 LABELS = ("labels", "label", "label_ids")
 """What a batch calls the targets, which no model is given in a replay."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from longarc.errors import OptionError
-from longarc.training.path_recorder import PathRecorder
-from longarc.training.recorded_path import save_training
+from longarc.training.recording.path_recorder import PathRecorder
+from longarc.training.recording.recorded_path import save_training
 
 if TYPE_CHECKING:
     from longarc.data.examples import Examples
@@ -24,12 +23,3 @@ def recorder_of(
     folder.recorded.mkdir(exist_ok=True)
     save_training(folder.training_file, train.texts, train.labels or [])
     return PathRecorder(folder.recorded, budget=config.path_budget, say=say)
-
-
-def refuse_several(flag: str, processes: int) -> None:
-    """Raise OptionError unless one process trains on one device, before the baselines' minutes."""
-    if processes > 1:
-        raise OptionError(
-            f"{flag} is for one process on one device, and there are {processes}. Drop it, "
-            "or train with one."
-        )

@@ -1,4 +1,4 @@
-"""Record a training so that it can be replayed: what explanations are computed from."""
+"""The callback that records a training, step by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from longarc.errors import ModelError, OptionError
 from longarc.options import check_number
-from longarc.training.recorded_path import (
+from longarc.training.recording.recorded_path import (
     FORMAT,
     DiskPlan,
     PathWriter,
@@ -25,7 +25,7 @@ from longarc.training.recorded_path import (
     RecordedPath,
     plan_disk,
 )
-from longarc.training.replay import Drift, Replay, fingerprint, logits_of, random_state
+from longarc.training.recording.replay import Drift, Replay, fingerprint, logits_of, random_state
 from longarc.version import __version__
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class PathRecorder(TrainerCallback):
     from the model's logits. For each batch it keeps which documents were in it, the gradient of the
     loss with respect to the logits, and the random state that dropout drew from; every ~√T of T
     steps also the trained parameters with the optimizer's state. From that
-    :class:`~longarc.training.replay.Replay` repeats every step, and
+    :class:`~longarc.training.recording.replay.Replay` repeats every step, and
     :func:`longarc.attribution.sweep.explain` says what each document did (docs/explanations.md).
     Training itself is not changed by a bit.
 
