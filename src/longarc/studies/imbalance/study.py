@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longarc.objectives.losses.registry import LOSSES
-from longarc.report.drawing import INK, MUTED, NARROW, SERIES, WIDE, Panel, data_of, panel
+from longarc.report.drawing import MUTED, NARROW, SERIES, WIDE, Panel, data_of, panel
 from longarc.studies.conclusion import Conclusion, conclude
 from longarc.studies.imbalance.identities import identities
 from longarc.studies.imbalance.rare_class import (
@@ -18,6 +18,7 @@ from longarc.studies.imbalance.rare_class import (
     build_for_rare_class,
     rare_class_weights,
 )
+from longarc.studies.shared.charts import chart_title, side_by_side
 from longarc.studies.study import Finding, StudyFigure, StudyResult
 
 #: Where in ``GRID`` the table looks: p = 0.1, 0.5 and 0.9.
@@ -242,13 +243,11 @@ def _chart(curves: Sequence[Curve], width: int) -> Any:
         ).properties(
             width=width - 45 if narrow else (WIDE - 110) // 2,
             height=190 if narrow else 250,
-            title=alt.TitleParams(
-                title, anchor="start", fontSize=13, fontWeight="normal", color=INK, offset=8
-            ),
+            title=chart_title(title),
         )
 
     halves = [
         half("weight where the class is there, y = 1", [c.present for c in curves]),
         half("weight where it is not, y = 0", [c.absent for c in curves]),
     ]
-    return alt.vconcat(*halves) if narrow else alt.hconcat(*halves, spacing=30)
+    return side_by_side(halves, width, spacing=30)

@@ -25,6 +25,7 @@ from longarc.studies.learning_rate.findings import Measured, mean_of
 from longarc.studies.learning_rate.flooding import Flooded
 from longarc.studies.learning_rate.product import TARGET, Followed, path_name
 from longarc.studies.learning_rate.runs import Trial, of
+from longarc.studies.shared.charts import chart_title, side_by_side
 from longarc.studies.study import StudyFigure
 
 WALKED = "gradient descent"
@@ -56,7 +57,7 @@ def _paths(products: Sequence[Followed]) -> StudyFigure:
         panel(
             "Where descent goes",
             f"Ends: {said}.",
-            lambda width: _beside([_path_chart(f, width) for f in products], width),
+            lambda width: side_by_side([_path_chart(f, width) for f in products], width),
         ),
     )
 
@@ -95,7 +96,7 @@ def _path_chart(followed: Followed, width: int) -> Any:
         steps.mark_point(filled=True, size=22, opacity=1).encode(color=colour)
     )
     return (valley + flows + walked).properties(
-        **_half(width), title=_title(f"from {followed.start.name}, γ = {followed.start.lr:g}")
+        **_half(width), title=chart_title(f"from {followed.start.name}, γ = {followed.start.lr:g}")
     )
 
 
@@ -112,7 +113,7 @@ def _orders(products: Sequence[Followed]) -> StudyFigure:
         panel(
             "How closely it follows",
             f"Slopes: {said}.",
-            lambda width: _beside([_order_chart(f, width) for f in products], width),
+            lambda width: side_by_side([_order_chart(f, width) for f in products], width),
         ),
     )
 
@@ -154,7 +155,9 @@ def _order_chart(followed: Followed, width: int) -> Any:
         .encode(x=x, y=y, text="slope:N")
     )
     drawn = base.mark_line(strokeWidth=2) + base.mark_point(filled=True, size=40, opacity=1)
-    return (drawn + label).properties(**_half(width), title=_title(f"from {followed.start.name}"))
+    return (drawn + label).properties(
+        **_half(width), title=chart_title(f"from {followed.start.name}")
+    )
 
 
 def _rates(measured: Measured) -> StudyFigure:
@@ -190,7 +193,7 @@ def _rates(measured: Measured) -> StudyFigure:
         panel(
             "What a large rate gains",
             f"Points gained: {said}.",
-            lambda width: _beside(
+            lambda width: side_by_side(
                 [
                     _gain_chart(title, rows, colours, width, "γ, or 4 λ", "gain", "points gained")
                     for title, rows in sides
@@ -254,7 +257,7 @@ def _gain_chart(
     if zero:
         level = alt.Chart(data_of([{"z": 0}])).mark_rule(color=MUTED, strokeDash=[3, 3])
         drawn = level.encode(y="z:Q") + drawn
-    return drawn.properties(**_half(width), title=_title(title))
+    return drawn.properties(**_half(width), title=chart_title(title))
 
 
 def _flooding(runs: Sequence[Flooded]) -> StudyFigure:
@@ -365,7 +368,7 @@ def _adam(measured: Measured) -> StudyFigure:
         panel(
             "The one-norm",
             f"One-norm of the gradient: {said}.",
-            lambda width: _beside(
+            lambda width: side_by_side(
                 [
                     _gain_chart(
                         title,
@@ -431,20 +434,6 @@ def _legend(width: int, columns: int) -> Any:
     )
 
 
-def _title(text: str) -> Any:
-    import altair as alt
-
-    return alt.TitleParams(
-        text, anchor="start", fontSize=13, fontWeight="normal", color=INK, offset=8
-    )
-
-
 def _half(width: int) -> dict[str, int]:
     narrow = width == NARROW
     return {"width": width - 75 if narrow else (WIDE - 170) // 2, "height": 220 if narrow else 260}
-
-
-def _beside(charts: Sequence[Any], width: int) -> Any:
-    import altair as alt
-
-    return alt.vconcat(*charts) if width == NARROW else alt.hconcat(*charts, spacing=40)

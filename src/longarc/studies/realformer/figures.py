@@ -21,6 +21,7 @@ from longarc.report.drawing import (
 from longarc.studies.realformer.findings import class_gains
 from longarc.studies.realformer.residual_minilm import WAYS
 from longarc.studies.realformer.runs import Measured
+from longarc.studies.shared.charts import colour_by_name
 from longarc.studies.study import StudyFigure
 
 COLOURS = {"PostLN": BLUE, "PreLN": GREEN, "RealFormer": ORANGE, "ReZero": PURPLE}
@@ -144,11 +145,7 @@ def _lines(
                 values=ticks if whole else alt.Undefined,
             ),
         ),
-        color=alt.Color(
-            "who:N",
-            scale=alt.Scale(domain=names, range=[COLOURS[name] for name in names]),
-            legend=alt.Legend(symbolType="stroke", columns=2 if width == NARROW else 0),
-        ),
+        color=colour_by_name({name: COLOURS[name] for name in names}, width, columns=2),
     )  # fmt: skip
     axis = alt.Axis(tickCount=5, format=".0%" if percent else "~g", domain=False, grid=not log)
     band = base.mark_area(opacity=0.15).encode(

@@ -19,6 +19,7 @@ from longarc.report.drawing import (
     data_of,
     panel,
 )
+from longarc.studies.shared.charts import chart_title, colour_by_name, side_by_side
 from longarc.studies.shared.intervals import interval
 from longarc.studies.simsiam.measured import ABLATIONS, MEAN_VIEW, Measured, Runs
 from longarc.studies.simsiam.runs import Outcome
@@ -113,12 +114,12 @@ def _flows(measured: Measured) -> StudyFigure:
                     x=alt.X("x:Q", title="time", axis=alt.Axis(grid=False, tickCount=4)),
                     y=alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, 1.05], nice=False),
                             axis=alt.Axis(tickCount=5, domain=False, minExtent=28)),
-                    color=_colours({"φ, predictor": ORANGE, "θ, encoder": BLUE}, width),
+                    color=colour_by_name({"φ, predictor": ORANGE, "θ, encoder": BLUE}, width),
                 )
-                .properties(title=_title(title), **_part(width, 3, 190))
+                .properties(title=chart_title(title), **_part(width, 3, 190))
             )  # fmt: skip
 
-        return _beside([one(title) for title in FLOWS.values()], width)
+        return side_by_side([one(title) for title in FLOWS.values()], width, spacing=20)
 
     return StudyFigure(
         "scalar",
@@ -156,8 +157,10 @@ def _over_steps(
         said.append(f"{runs.material.name}: {', '.join(ends)}")
 
     def make(width: int) -> Any:
-        return _beside(
-            [_lines(rows, runs, y, colours, width) for runs in measured.materials], width
+        return side_by_side(
+            [_lines(rows, runs, y, colours, width) for runs in measured.materials],
+            width,
+            spacing=20,
         )
 
     return StudyFigure(
@@ -173,7 +176,7 @@ def _lines(
     data = runs.material.name
     chart = alt.Chart(data_of(row for row in rows if row["data"] == data)).encode(
         x=alt.X("x:Q", title="step", axis=alt.Axis(grid=False, tickCount=5)),
-        color=_colours(colours, width),
+        color=colour_by_name(colours, width),
     )
     scale = alt.Scale(
         type="log", domain=[min(r["low"] for r in rows) / 1.1, max(r["high"] for r in rows) * 1.1],
@@ -184,7 +187,7 @@ def _lines(
         y=alt.Y("low:Q", title=y, scale=scale, axis=axis), y2="high:Q"
     )
     line = chart.mark_line(strokeWidth=2).encode(y=alt.Y("y:Q", title=y, scale=scale, axis=axis))
-    return (band + line).properties(title=_title(data), **_part(width, 2, 260))
+    return (band + line).properties(title=chart_title(data), **_part(width, 2, 260))
 
 
 def _accuracies(measured: Measured) -> StudyFigure:
@@ -227,11 +230,11 @@ def _accuracies(measured: Measured) -> StudyFigure:
             )
             size = width - 210 if width == NARROW else (WIDE - 260) // 2
             return (level.encode(x=alt.X("x:Q", **x)) + bars + dots).properties(
-                title=_title(runs.material.name), width=size, height=alt.Step(20)
+                title=chart_title(runs.material.name), width=size, height=alt.Step(20)
             )
 
         parts = [one(runs, i == 0) for i, runs in enumerate(measured.materials)]
-        return _beside(parts, width)
+        return side_by_side(parts, width, spacing=20)
 
     return StudyFigure(
         "accuracy",
@@ -243,31 +246,7 @@ def _accuracies(measured: Measured) -> StudyFigure:
     )
 
 
-def _colours(colours: dict[str, str], width: int) -> Any:
-    import altair as alt
-
-    return alt.Color(
-        "who:N",
-        scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-        legend=alt.Legend(symbolType="stroke", columns=1 if width == NARROW else 0),
-    )
-
-
-def _title(text: str) -> Any:
-    import altair as alt
-
-    return alt.TitleParams(
-        text, anchor="start", fontSize=13, fontWeight="normal", color=INK, offset=8
-    )
-
-
 def _part(width: int, parts: int, height: int) -> dict[str, int]:
     if width == NARROW:
         return {"width": width - 65, "height": height}
     return {"width": (WIDE - 40) // parts - 50, "height": height}
-
-
-def _beside(charts: list[Any], width: int) -> Any:
-    import altair as alt
-
-    return alt.vconcat(*charts) if width == NARROW else alt.hconcat(*charts, spacing=20)
