@@ -31,6 +31,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """Mean, smallest and largest over seeds."""
+    return {
+        "mean": round(statistics.mean(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
+
+
 def peak_growth(call: Callable[[], object]) -> float:
     """MiB by which the process's resident peak grows in a call. Linux only."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now

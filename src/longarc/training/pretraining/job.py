@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 from typing import Any
 
@@ -30,7 +29,7 @@ from longarc.models.sentence_encoder import save_encoder
 from longarc.training.arguments import common_arguments
 from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
 from longarc.training.checkpoint import last_checkpoint
-from longarc.training.disk_space import CHECKPOINTS, refuse_full_disk
+from longarc.training.disk_space import CHECKPOINTS, is_full_disk, refuse_full_disk
 from longarc.training.prediction import bfloat16_is_fast, chosen_device
 from longarc.training.pretraining.config import PretrainConfig
 from longarc.training.pretraining.documents import (
@@ -131,7 +130,7 @@ class _Job:
         except LongarcError:
             raise
         except Exception as error:
-            if "No space left on device" in str(error) or "os error 28" in str(error):
+            if is_full_disk(error):
                 raise RunError(
                     f"no space left on the disk of {self.folder.path}. Free some space. "
                     f"{self._how_to_resume()}"
@@ -332,9 +331,7 @@ class _Job:
         return None
 
     def _how_to_resume(self) -> str:
-        if self.config.data.startswith("<"):
-            return "Go on with: longarc.pretrain(the same data and options, resume=True)"
-        return f"Go on with: longarc pretrain --resume --out {shlex.quote(str(self.folder.path))}"
+        return self.folder.how_to_resume(self.config.data)
 
 
 def _described(alarm: CollapseAlarm | None) -> dict[str, Any] | None:

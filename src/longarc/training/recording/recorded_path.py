@@ -160,7 +160,7 @@ class PathWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "path.json").unlink(missing_ok=True)  # first: no path without its files
         self.cut(-1)
-        _save_tensors(constants, self.folder / "constant.safetensors")
+        save_tensors(constants, self.folder / "constant.safetensors")
         self.save_about()
 
     def save_about(self, **facts: Any) -> None:
@@ -209,7 +209,7 @@ class PathWriter:
         if step % self.every == 0:
             self.flush()
             self.start, self.rows = step, []
-        _save_tensors(tensors, self.folder / f"snapshot-{step:08d}.safetensors")
+        save_tensors(tensors, self.folder / f"snapshot-{step:08d}.safetensors")
 
     def flush(self) -> None:
         """Write the rows of the current segment."""
@@ -311,18 +311,19 @@ def plan_disk(steps: int, snapshot: int, constants: int, row: int, budget: float
     return DiskPlan(every, number, fixed + number * snapshot)
 
 
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors of any device to a safetensors file, whole."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with whole_file(file) as temporary:
+        save_file(plain, temporary)
+
+
 def _brief(value: Any) -> str:
     """A few words of it: groups list every parameter."""
     if isinstance(value, list):
         value = [group["options"] for group in value]
     text = str(value)
     return text if len(text) <= 300 else text[:299] + "…"
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with whole_file(file) as temporary:
-        save_file(plain, temporary)
 
 
 def _numbered(folder: Path, kind: str, suffix: str) -> dict[int, Path]:
