@@ -10,6 +10,7 @@ from longarc.report.drawing import BLUE, MUTED, NARROW, ORANGE, Panel, data_of, 
 from longarc.report.page import render
 from longarc.report.quantities import duration, percent, thousands
 from longarc.report.saved import is_number
+from longarc.report.terminal_table import terminal_table
 from longarc.report.training_charts import curve
 
 if TYPE_CHECKING:
@@ -181,18 +182,9 @@ def print_search(found: dict[str, Any], console: Console) -> None:
     ...Macro-F1...
     1e-4...0.800...recommended...
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=f"learning rate, {found['validation']:,} validation documents",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-    )
+    table = terminal_table(f"learning rate, {found['validation']:,} validation documents")
     table.add_column("Rate", min_width=8)
     for name in ("Macro-F1", "Accuracy", "Loss", "Seconds"):
         table.add_column(name, justify="right", no_wrap=True)
