@@ -25,7 +25,6 @@ STAGES = ("windows", "stretched", "trained")
 def figures(
     ways: Sequence[Way],
     windows: Tensor,
-    windows_after: Tensor,
     published: Mapping[str, float],
     untouched: BertForMaskedLM,
 ) -> list[StudyFigure]:

@@ -100,7 +100,7 @@ def positions(quick: bool = False) -> StudyResult:
             _row("windows", None, None, in_windows, in_windows_after),
             *(_row(w.name, w.alpha, w.codes, w.straight, w.trained) for w in ways),
         ],
-        figures=figures(ways, in_windows, in_windows_after, PUBLISHED, untouched),
+        figures=figures(ways, in_windows, PUBLISHED, untouched),
         source=(
             "Su Jianlin 2020, “Hierarchically decomposed positions, so that BERT can handle very "
             "long text” (in Chinese, kexue.fm/archives/7947): RoBERTa-base, Chinese, accuracy of "

@@ -195,7 +195,7 @@ class Replay:
 
     # The check
 
-    def verify(self, end: int | None = None) -> list[Drift]:
+    def verify(self) -> list[Drift]:
         """Replay from each snapshot to the next one and compare; 0 is the same to the last bit.
 
         Drift is to be expected on another machine, with another number of threads (a sum in
@@ -203,8 +203,7 @@ class Replay:
         """
         drifts = []
         with self:
-            snapshots = [s for s in self.path.snapshots if end is None or s <= end]
-            for first, after in pairwise(snapshots):
+            for first, after in pairwise(self.path.snapshots):
                 self.go_to(first)
                 before = {n: p.detach().clone() for n, p in self.parameters.items()}
                 for batches in self.path.batches(first, after):
