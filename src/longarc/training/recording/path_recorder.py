@@ -25,7 +25,7 @@ from longarc.training.recording.recorded_path import (
     RecordedPath,
     plan_disk,
 )
-from longarc.training.recording.replay import Drift, Replay, fingerprint, logits_of, random_state
+from longarc.training.recording.replay import Drift, Replay, fingerprint, generator_bytes, logits_of
 from longarc.version import __version__
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class PathRecorder(TrainerCallback):
             self._stop(OptionError(_PASSES.format(step=self.step)))
         documents = self._drawn.batches[self._next + len(self._passes)]
         self._passes.append(
-            _Pass(documents, fingerprint(inputs, keywords), *random_state(self.device))
+            _Pass(documents, fingerprint(inputs, keywords), *generator_bytes(self.device))
         )
         self.seconds += time.perf_counter() - started
 
@@ -297,7 +297,7 @@ class PathRecorder(TrainerCallback):
             moments = 3 if options["amsgrad"] else 2
         classes = getattr(getattr(self.model, "config", None), "num_labels", 2)
         batch = 8 * args.train_batch_size * (classes + 1) + 256
-        batch += sum(map(len, random_state(self.device)))
+        batch += sum(map(len, generator_bytes(self.device)))
         return plan_disk(
             steps=state.max_steps,
             snapshot=trained * (1 + moments),

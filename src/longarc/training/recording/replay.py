@@ -186,12 +186,12 @@ class Replay:
     @contextmanager
     def random(self, batch: RecordedBatch) -> Iterator[None]:
         """Draw inside the block what the training drew; the generators come out as they were."""
-        before = random_state(self.device)
-        set_random_state(self.device, batch.random, batch.device_random)
+        before = generator_bytes(self.device)
+        set_generator_bytes(self.device, batch.random, batch.device_random)
         try:
             yield
         finally:
-            set_random_state(self.device, *before)
+            set_generator_bytes(self.device, *before)
 
     # The check
 
@@ -255,16 +255,16 @@ def fingerprint(inputs: tuple, keywords: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def random_state(device: torch.device) -> tuple[bytes, bytes]:
-    """The state of torch's generator, and that of the device, if it has its own."""
+def generator_bytes(device: torch.device) -> tuple[bytes, bytes]:
+    """The state of torch's generator, and of the device's if it has its own, as they are kept."""
     own = torch.get_rng_state().numpy().tobytes()
     if device.type != "cuda":
         return own, b""
     return own, torch.cuda.get_rng_state(device).numpy().tobytes()
 
 
-def set_random_state(device: torch.device, own: bytes, of_device: bytes) -> None:
-    """Set what :func:`random_state` told."""
+def set_generator_bytes(device: torch.device, own: bytes, of_device: bytes) -> None:
+    """Set what :func:`generator_bytes` told."""
     torch.set_rng_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
     if of_device and device.type == "cuda":
         state = torch.frombuffer(bytearray(of_device), dtype=torch.uint8)
