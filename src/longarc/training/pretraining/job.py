@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.trainer_callback import PrinterCallback
 
 from longarc.data.augment import TextViews, special_ids
 from longarc.data.columns import Columns, choose_columns
@@ -27,7 +26,14 @@ from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
 from longarc.training.arguments import common_arguments
-from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
+from longarc.training.callbacks import (
+    Bar,
+    CheckpointClock,
+    FiniteLoss,
+    Interruption,
+    RunLog,
+    train_interruptibly,
+)
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.disk_space import CHECKPOINTS, is_full_disk, refuse_full_disk
 from longarc.training.prediction import bfloat16_is_fast, chosen_device
@@ -246,17 +252,12 @@ class _Job:
                 config=self.config,
                 watched=watch.state,
             )
-            trainer.remove_callback(PrinterCallback)
-            try:
-                if self.config.epochs:
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            finally:
-                interruption.restore()
-        if interruption.stopped:
-            raise Interrupted(
-                f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; its "
-                f"state is saved. {self._how_to_resume()}"
-            )
+            if self.config.epochs:
+                resumed = str(checkpoint) if checkpoint else None
+                try:
+                    train_interruptibly(trainer, interruption, resume_from_checkpoint=resumed)
+                except Interrupted as stopped:
+                    raise Interrupted(f"{stopped} {self._how_to_resume()}") from None
         self.steps = trainer.state.global_step
         return watch
 
