@@ -23,8 +23,8 @@ from longarc.studies.realformer.attention_patterns import (
 )
 from longarc.studies.realformer.figures import figures
 from longarc.studies.realformer.findings import difference, findings
+from longarc.studies.realformer.measured import COMPARED, Measured, Tuned
 from longarc.studies.realformer.residual_minilm import Introduced
-from longarc.studies.realformer.runs import COMPARED, Measured, Tuned
 from longarc.studies.realformer.scratch_training import (
     Cell,
     Outcome,

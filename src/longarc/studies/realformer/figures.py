@@ -19,8 +19,8 @@ from longarc.report.drawing import (
     panel,
 )
 from longarc.studies.realformer.findings import class_gains
+from longarc.studies.realformer.measured import Measured
 from longarc.studies.realformer.residual_minilm import WAYS
-from longarc.studies.realformer.runs import Measured
 from longarc.studies.shared.charts import colour_by_name
 from longarc.studies.study import StudyFigure
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longarc.studies.realformer.runs import Measured
+from longarc.studies.realformer.measured import Measured
 from longarc.studies.realformer.scratch_training import Outcome
 from longarc.studies.shared.long_tailed_tuning import Gain, gain
 from longarc.studies.study import Finding

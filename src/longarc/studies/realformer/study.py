@@ -8,7 +8,7 @@ from pathlib import Path
 from longarc.studies.conclusion import Conclusion, conclude, measured
 from longarc.studies.realformer.figures import figures
 from longarc.studies.realformer.findings import findings
-from longarc.studies.realformer.runs import COMPARED, Measured, Size, measure
+from longarc.studies.realformer.measured import COMPARED, Measured, Size, measure
 from longarc.studies.realformer.scratch_training import Outcome
 from longarc.studies.shared.long_tailed_tuning import figures as figures_of
 from longarc.studies.shared.scratch_encoders import HEAD_WIDTH, Shape
