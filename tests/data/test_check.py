@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from longarc.data.check import check_splits
 from longarc.data.examples import Examples
 from longarc.data.labels import LabelSpace
-from longarc.data.lengths import summarise, token_lengths
+from longarc.data.lengths import measure, summarise
 from longarc.data.splits import Splits, make_splits
 from longarc.data.terminal import print_check
 from longarc.errors import DataError
@@ -159,6 +159,10 @@ def test_scripts_the_tokenizer_does_not_know(tokenizer):
     train = part([*clean().texts, "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᏧᏂᎪᏩ"], [*clean().labels, "a"])
     found = {f.code: f for f in check(train, tokenizer=tokenizer, max_length=64).findings}
     assert found["unknown-script"].examples == [21]
+
+
+def token_lengths(texts, tokenizer):
+    return [length for length, _ in measure(texts, tokenizer)]
 
 
 def test_token_lengths_against_one_by_one(tokenizer):

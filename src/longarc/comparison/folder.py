@@ -16,7 +16,7 @@ from longarc.comparison.candidates import Candidate
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
-from longarc.files import write_text
+from longarc.files import refuse_taken, write_text
 
 
 @dataclass(frozen=True)
@@ -134,28 +134,15 @@ def resumed(config: CompareConfig) -> CompareConfig:
 
 
 def refuse_existing(config: CompareConfig) -> None:
-    """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced.
-
-    A folder with files in it is replaced only if they are those of a comparison.
-    """
+    """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced."""
     path = config.folder
-    blocked = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
-    if blocked is not None:
-        raise RunError(f"{blocked} is a file; a folder is written. Name another --out.")
-    if path.is_symlink():
-        raise RunError(f"{path} is a link: name the folder it leads to, {path.resolve()}.")
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not CompareFolder(path).settings.is_file():
-        raise RunError(
-            f"{path} exists and holds no comparison, so it is never overwritten. Name another "
-            "folder with --out."
-        )
-    if not config.overwrite:
-        raise RunError(
-            f"{path} holds a comparison. Go on with --resume, name another folder with --out, or "
-            "replace it with --overwrite."
-        )
+    refuse_taken(
+        path,
+        "comparison",
+        ours=CompareFolder(path).settings.is_file(),
+        overwrite=config.overwrite,
+        resumable=True,
+    )
     inline = config.candidates.lstrip().startswith("{")
     tables = (config.data, config.validation, config.test)
     for given in tables if inline else (*tables, config.candidates):

@@ -26,7 +26,6 @@ from longarc.comparison.folder import (
     refuse_existing,
     resumed,
 )
-from longarc.comparison.machine import machine
 from longarc.comparison.material import Material, read_material
 from longarc.comparison.presets import PRESETS
 from longarc.comparison.reading import measure_reading
@@ -34,6 +33,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, OptionError, RunError
 from longarc.files import write_json
+from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
@@ -231,7 +231,7 @@ class _Job:
         timed = kept.get("candidates", {})
         if list(timed) == names and not any("why" in one for one in timed.values()):
             return kept
-        before = machine()["load"]
+        before = system_load()
         rounds = self.config.repeats + 1
         texts = json.loads(self.folder.documents.read_text(encoding="utf-8"))
         self.reporter.say(
@@ -246,7 +246,7 @@ class _Job:
                 logs={name: self.folder.reading_log(name) for name in names},
                 advance=advance,
             )
-        measured = {"load": [before, machine()["load"]], "candidates": found}
+        measured = {"load": [before, system_load()], "candidates": found}
         write_json(self.folder.reading, measured)
         return measured
 
@@ -264,7 +264,7 @@ class _Job:
                 "repeats": self.config.repeats,
             },
             "machine": {
-                **machine(),
+                **describe_machine(),
                 **dict(zip(("load", "load_after"), reading["load"], strict=True)),
                 "device": self._of_first("device"),
                 "threads": self._of_first("threads"),
