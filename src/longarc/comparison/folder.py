@@ -14,6 +14,7 @@ import yaml
 
 from longarc.comparison.candidates import Candidate
 from longarc.comparison.config import CompareConfig
+from longarc.comparison.hold import HOLDER, LOCK, is_empty
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
 from longarc.files import write_text
@@ -144,7 +145,7 @@ def refuse_existing(config: CompareConfig) -> None:
         raise RunError(f"{blocked} is a file; a folder is written. Name another --out.")
     if path.is_symlink():
         raise RunError(f"{path} is a link: name the folder it leads to, {path.resolve()}.")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or is_empty(path):
         return
     if not CompareFolder(path).settings.is_file():
         raise RunError(
@@ -168,10 +169,13 @@ def refuse_existing(config: CompareConfig) -> None:
 
 
 def cleared(config: CompareConfig) -> CompareFolder:
-    """The folder of a comparison that begins, empty."""
+    """The folder of a comparison that begins, empty but for the lock on it."""
     refuse_existing(config)
     folder = CompareFolder(config.folder)
-    if folder.path.exists():
-        shutil.rmtree(folder.path)
-    folder.path.mkdir(parents=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for path in folder.path.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, HOLDER):
+            path.unlink()
     return folder

@@ -26,6 +26,7 @@ from longarc.comparison.folder import (
     refuse_existing,
     resumed,
 )
+from longarc.comparison.hold import held
 from longarc.comparison.machine import machine
 from longarc.comparison.material import Material, read_material
 from longarc.comparison.presets import PRESETS
@@ -62,7 +63,7 @@ def run_comparison(
 
     Raises:
         LongarcError: bad input or options, before anything is written; Interrupted after Ctrl-C;
-            RunError if no candidate could be trained.
+            RunError if no candidate could be trained, or another process works in the folder.
     """
     reporter = Reporter(console)
     if config.resume:
@@ -71,7 +72,8 @@ def run_comparison(
     if not config.resume:
         refuse_existing(config)
     begin = _opened if config.resume else _begun
-    return begin(config, data, candidates, reporter).run()
+    with held(config.folder):
+        return begin(config, data, candidates, reporter).run()
 
 
 def _begun(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from longarc.comparison.budget import Budget, epochs_for
+from longarc.comparison.children import PATIENCE
+from longarc.comparison.hold import held
 from longarc.comparison.memory import gpu_peak_mib, peak_mib
 from longarc.comparison.scratch_names import SCRATCH
 from longarc.comparison.slot import Slot, read
@@ -31,7 +33,9 @@ def main(slot: Slot) -> int:
     before = read(slot.spent)
     started = time.monotonic()
     try:
-        _train(slot, job, before, started)
+        # The process of a comparison that was killed may still be saving its state.
+        with held(slot.path, wait=PATIENCE):
+            _train(slot, job, before, started)
     except Interrupted:
         write_json(slot.spent, _spent(before, started))
         return 130
