@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,12 +18,17 @@ from sklearn.metrics import f1_score
 
 import longarc as package
 from longarc.comparison.candidates import Candidate
+from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
+from longarc.comparison.folder import CompareFolder
+from longarc.comparison.job import _opened
 from longarc.comparison.pace import seconds_per_step
 from longarc.comparison.slot import Slot, read
+from longarc.comparison.training_process import _train
 from longarc.errors import RunError
 from longarc.files import write_json
 from longarc.training.config import TrainConfig
+from longarc.training.progress import Reporter
 
 STEPS = 24
 
@@ -207,6 +213,28 @@ def test_the_linear_baseline_is_that_of_a_training_and_fitted_once(finished, tra
     assert [(run.parent / "baseline.json").is_file() for run in runs] == [True, False]
     same = json.loads((trained / "metrics.json").read_text())["test"]["baselines"]["tfidf-svm"]
     assert finished.found["baseline"] == {"name": "TF-IDF + linear SVM", **same["macro_f1"]}
+
+
+def test_a_baseline_that_fails_leaves_the_candidate(finished, tickets, tmp_path):
+    """That is trained, and whose table is gone when the baseline is to be fitted."""
+    folder = CompareFolder(tmp_path / "out")
+    shutil.copytree(finished.path / "candidates", folder.path / "candidates")
+    shutil.copy(finished.folder.settings, folder.settings)
+    slot = folder.slot("linear", 0)
+    for file in (slot.training, slot.baseline):
+        file.unlink()
+    job = read(slot.job)
+    job["config"] |= {"data": str(tmp_path / "gone.csv"), "out": str(slot.run)}
+    _train(slot, job, read(slot.spent), time.monotonic())
+    assert slot.finished
+    assert "gone.csv does not exist" in read(slot.baseline)["why"]
+    again = _opened(CompareConfig(**folder.read_settings()["options"] | {"out": str(folder.path)}),
+                    None, None, Reporter(None))  # fmt: skip
+    linear, probe = again.candidates
+    assert again._baseline() == {"name": "TF-IDF + linear SVM", **read(slot.baseline)}
+    assert (again._done(linear, 0), again._done(probe, 0)) == (False, True)
+    again._prepare(slot, linear, 0)
+    assert not slot.baseline.exists()
 
 
 def test_the_folder_is_what_the_page_and_the_table_say(finished):

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from longarc.report.page import render
 from longarc.report.trade_off import (
     chart_of,
+    context_of,
     pareto_front,
     print_trade_off,
     sentence_of,
@@ -159,6 +161,15 @@ def test_the_folder_has_page_chart_and_table(found, tmp_path: Path):
     assert rows[3]["macro_f1"] == ""
     assert rows[3]["failed"] == f"broken by {SCRIPT}"
     assert list(rows[0]) == list(table_of(found)[0])
+
+
+def test_a_baseline_that_failed_is_a_row_that_says_why(found, tmp_path, capsys):
+    found["baseline"] = {"name": "TF-IDF + linear SVM", "why": "no <i>words</i>"}
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "<bdi>TF-IDF + linear SVM</bdi></strong>: no &lt;i&gt;words&lt;/i&gt;" in page
+    assert page.count("TF-IDF") == 1
+    print_trade_off(found, Console(width=100))
+    assert "TF-IDF + linear SVM failed: no <i>words</i>" in capsys.readouterr().out
 
 
 def test_the_terminals_table_fits(found, capsys):

@@ -41,6 +41,8 @@ from longarc.report.trade_off import sentence_of, write_trade_off
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder
 
+NOT_REACHED = "it is fitted once the first candidate is trained, and that one failed"
+
 DEFAULT_LENGTH = 512
 """Tokens where neither a preset, nor the options, nor a candidate says how many."""
 
@@ -168,7 +170,7 @@ class _Job:
             (candidate, seed)
             for seed in seeds
             for candidate in self.candidates
-            if not self.folder.slot(candidate.name, seed).finished
+            if not self._done(candidate, seed)
         ]
         runs = len(seeds) * len(self.candidates)
         if len(todo) < runs:
@@ -185,6 +187,9 @@ class _Job:
                 status = run_training(slot.path, slot.log, part.look)
                 if not slot.finished and not slot.failure.is_file():
                     write_json(slot.failure, {"why": how_it_ended(status, slot.log)})
+                elif self._bears_baseline(candidate, seed) and not slot.baseline.is_file():
+                    why = how_it_ended(status, slot.log) if slot.finished else NOT_REACHED
+                    write_json(slot.baseline, {"why": why})
                 part.end()
                 self.reporter.say(f"{shown}: {self._outcome(slot)}, "
                                   f"{clock(time.monotonic() - started)}")  # fmt: skip
@@ -194,10 +199,22 @@ class _Job:
                 f"no candidate could be trained. The first, {self.candidates[0].name}: {why}"
             )
 
+    def _bears_baseline(self, candidate: Candidate, seed: int) -> bool:
+        """Whether the linear baseline is fitted by this process: that of the first of all."""
+        return candidate is self.candidates[0] and seed == self.config.every_seed[0]
+
+    def _done(self, candidate: Candidate, seed: int) -> bool:
+        """Whether nothing is left to do; a baseline that failed is tried again."""
+        slot = self.folder.slot(candidate.name, seed)
+        again = self._bears_baseline(candidate, seed) and "why" in read(slot.baseline)
+        return slot.finished and not again
+
     def _prepare(self, slot: Slot, candidate: Candidate, seed: int) -> None:
-        """Write down what the process is to do. The linear baseline is fitted with the first."""
+        """Write down what the process is to do."""
         slot.path.mkdir(parents=True, exist_ok=True)
         slot.failure.unlink(missing_ok=True)
+        if "why" in read(slot.baseline):
+            slot.baseline.unlink()
         names = (
             "text", "label", "label_separator", "validation", "test", "validation_fraction",
             "test_fraction", "limit", "device",
@@ -213,7 +230,7 @@ class _Job:
             "documents": len(self.material.splits[seed].train),
             "models": str(self.folder.models),
             "length": DEFAULT_LENGTH,
-            "baseline": candidate is self.candidates[0],
+            "baseline": self._bears_baseline(candidate, seed),
         }
         write_json(slot.job, job)
 
@@ -291,9 +308,12 @@ class _Job:
         return "test" if "test" in metrics else "validation"
 
     def _baseline(self) -> dict[str, Any] | None:
-        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its process failed."""
-        found = read(self.slots[self.candidates[0].name][0].baseline).get(self._split())
-        return None if found is None else {"name": system_name("tfidf-svm"), **found["macro_f1"]}
+        """Macro-F1 of TF-IDF and a linear SVM with the first seed, or why there is none."""
+        found = read(self.slots[self.candidates[0].name][0].baseline)
+        if not found:  # of a version that wrote down no reason
+            return None
+        name = {"name": system_name("tfidf-svm")}
+        return name | (found if "why" in found else found[self._split()]["macro_f1"])
 
 
 class _Part:

@@ -122,6 +122,18 @@ def _speed(row: dict[str, Any]) -> str:
     return rate(row["prediction_documents_per_second"]["median"])
 
 
+def fitted_baseline(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The linear baseline's name and figures; None where there is none or it failed."""
+    baseline = found.get("baseline")
+    return None if baseline is None or baseline.get("why") is not None else baseline
+
+
+def failures(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """``name`` and ``why`` of the candidates that failed, and of the baseline if it did."""
+    rows = [*found["candidates"], found.get("baseline") or {}]
+    return [row for row in rows if row.get("why") is not None]
+
+
 def chart_of(found: dict[str, Any]) -> Any:
     """The bubble chart as a Panel; None if nothing was trained and timed."""
     points = []
@@ -135,7 +147,7 @@ def chart_of(found: dict[str, Any]) -> Any:
                     row["front"],
                 )
             )  # fmt: skip
-    baseline = found.get("baseline")
+    baseline = fitted_baseline(found)
     line = (baseline["name"], baseline["value"]) if baseline else None
     return trade_off_chart(points, baseline=line, memory=WHOSE)
 
@@ -161,7 +173,7 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Everything that the page shows."""
     finished = [row for row in found["candidates"] if row["why"] is None]
     order = sorted(finished, key=lambda row: -row["macro_f1"]["value"])
-    baseline = found.get("baseline")
+    baseline = fitted_baseline(found)
     return {
         "title": f"{len(found['candidates'])} candidates for {Path(str(found['data'])).name}",
         "found": found,
@@ -179,7 +191,7 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
             }
             for row in order
         ],
-        "failed": [row for row in found["candidates"] if row["why"] is not None],
+        "failed": failures(found),
         "untimed": [row for row in finished if row["prediction_documents_per_second"] is None],
         "baseline": baseline
         and (baseline["name"], Figure(*(baseline[k] for k in ("value", "low", "high")))),
@@ -257,9 +269,8 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
         style = "bold" if row["front"] else ""
         table.add_row(*(Text(cell, style=style) for cell in cells))
     console.print(table)
-    for row in found["candidates"]:
-        if row["why"] is not None:
-            console.print(Text(f"{row['name']} failed: {row['why']}"))
+    for row in failures(found):
+        console.print(Text(f"{row['name']} failed: {row['why']}"))
     console.print(Text(found["sentence"]))
     console.print()
 
