@@ -9,7 +9,7 @@ import pytest
 
 from longarc.comparison.children import how_it_ended, run_training
 from longarc.comparison.config import CompareConfig
-from longarc.comparison.figures import _training_speed
+from longarc.comparison.figures import _start_kept, _training_speed
 from longarc.comparison.folder import CompareFolder
 from longarc.comparison.job import _begun, _opened
 from longarc.comparison.material import read_material
@@ -173,6 +173,17 @@ def test_training_speed_leaves_evaluations_out(tmp_path):
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (slot.run / "log.jsonl").write_text(lines)
     assert _training_speed(slot) == pytest.approx(64 / 4)
+
+
+def test_a_discarded_training_is_seen_in_its_log(tmp_path):
+    """By its end: a resumed training has several, and the last one holds."""
+    slot = Slot(tmp_path)
+    assert not _start_kept(slot)
+    slot.run.mkdir()
+    lines = [json.dumps({"event": "end", "step": 4, "best_step": step}) for step in (0, None, 2, 0)]
+    for count, kept in ((1, True), (2, False), (3, False), (4, True)):
+        (slot.run / "log.jsonl").write_text("\n".join(lines[:count]) + "\n")
+        assert _start_kept(slot) == kept
 
 
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):

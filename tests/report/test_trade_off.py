@@ -20,6 +20,7 @@ from longarc.report.trade_off import (
     pareto_front,
     print_trade_off,
     sentence_of,
+    start_note,
     table_of,
     write_trade_off,
 )
@@ -170,6 +171,23 @@ def test_a_baseline_that_failed_is_a_row_that_says_why(found, tmp_path, capsys):
     assert page.count("TF-IDF") == 1
     print_trade_off(found, Console(width=100))
     assert "TF-IDF + linear SVM failed: no <i>words</i>" in capsys.readouterr().out
+
+
+def test_a_training_that_was_discarded_is_marked(found, tmp_path, capsys):
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "was kept" not in page
+    found["candidates"][1]["start_kept"] = 1
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "<bdi>linear</bdi> *<" in page
+    assert "<bdi>exact</bdi> *" not in page
+    assert "* No epoch of its training beat the start on the validation split" in page
+    print_trade_off(found, Console(width=100))
+    printed = capsys.readouterr().out
+    assert re.search(r"^ *linear \*  ", printed, re.MULTILINE)
+    assert "* No epoch of its training" in printed
+    assert [row["start_kept"] for row in table_of(found)] == [0, 1, 0, 0]
+    found["seeds"] = [0, 1, 2]
+    assert "(linear with 1 of 3 seeds)" in str(start_note(found))
 
 
 def test_the_terminals_table_fits(found, capsys):
