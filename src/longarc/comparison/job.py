@@ -10,12 +10,18 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from longarc.comparison.budget import Budget
-from longarc.comparison.candidates import Candidate, make_candidates, read_candidates
+from longarc.comparison.candidates import (
+    Candidate,
+    make_candidates,
+    read_candidates,
+    what_differs,
+)
 from longarc.comparison.children import how_it_ended, run_training, stoppable
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
@@ -33,7 +39,7 @@ from longarc.comparison.presets import PRESETS
 from longarc.comparison.reading import measure_reading
 from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
-from longarc.errors import Interrupted, OptionError, RunError
+from longarc.errors import Interrupted, LongarcError, OptionError, RunError
 from longarc.files import write_json
 from longarc.options import check_whole
 from longarc.report.measures import system_name
@@ -69,6 +75,8 @@ def run_comparison(
     """
     reporter = Reporter(console)
     if config.resume:
+        if candidates is None and config.candidates and config.candidates not in PRESETS:
+            candidates = read_candidates(config.candidates)
         config = resumed(config)
     config.validate()
     if not config.resume:
@@ -115,11 +123,14 @@ def _opened(
     saved = folder.read_settings()
     if candidates is not None:
         now = make_candidates(read_candidates(candidates), config.options)
-        if saved["candidates"] != as_saved(now):
+        if differing := what_differs(saved["candidates"], as_saved(now)):
             raise RunError(
                 f"the comparison in {folder.path} began with other candidates: "
-                f"{', '.join(saved['candidates'])}. Name the same ones, or another folder."
+                f"{', '.join(saved['candidates'])} ({differing}). Name the same ones, or another "
+                "folder."
             )
+    elif remark := _edited_since(config, saved["candidates"]):
+        reporter.say(remark)
     chosen = [Candidate(name, dict(options)) for name, options in saved["candidates"].items()]
     given = str(folder.data) if folder.data.is_file() else None
     material = read_material(config, given if data is None else data)
@@ -129,6 +140,25 @@ def _opened(
             f"{folder.path} began. Restore them, or start anew with --overwrite."
         )
     return _Job(config, folder, chosen, material, reporter)
+
+
+def _edited_since(config: CompareConfig, then: Mapping[str, Any]) -> str:
+    """A line where the file of candidates is no longer what the comparison began with."""
+    named = config.candidates
+    inline = named in PRESETS or named.lstrip().startswith("{")
+    if inline or not Path(named).expanduser().is_file():
+        return ""  # what was moved or was never a file is not missed
+    try:
+        now = as_saved(make_candidates(read_candidates(named), config.options))
+        differing = what_differs(then, now)
+    except (LongarcError, OSError) as error:
+        differing = str(error)
+    if not differing:
+        return ""
+    return (
+        f"{named} has been edited since the comparison began ({differing.rstrip('.')}). "
+        "It goes on with the candidates as they were; for others begin a new one in another --out"
+    )
 
 
 class _Job:
@@ -173,8 +203,9 @@ class _Job:
             if not self._done(candidate, seed)
         ]
         runs = len(seeds) * len(self.candidates)
-        if len(todo) < runs:
-            self.reporter.say(f"{runs - len(todo)} of {runs} trainings are finished already")
+        if done := runs - len(todo):
+            are = "is" if done == 1 else "are"
+            self.reporter.say(f"{done} of {runs} trainings {are} finished already")
         many = "s" if len(todo) != 1 else ""
         self.reporter.say(f"{len(todo)} training{many} to run: {self.budget}")
         with self.reporter.task("comparing", len(todo)) as advance:
@@ -236,7 +267,7 @@ class _Job:
 
     def _outcome(self, slot: Slot) -> str:
         if not slot.finished:
-            return f"failed, {read(slot.failure)['why']}"
+            return f"failed, {read(slot.failure)['why'].rstrip('.')}"
         metrics = RunFolder(slot.run).metrics()
         found = (metrics.get("test") or metrics["validation"])["model"]["macro_f1"]
         peak = read(slot.training).get("peak_mib")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longarc.comparison.budget import Budget, epochs_for
+from longarc.comparison.candidates import in_a_comparison
 from longarc.comparison.children import PATIENCE
 from longarc.comparison.hold import held
 from longarc.comparison.memory import gpu_peak_mib, peak_mib
@@ -41,7 +42,7 @@ def main(slot: Slot) -> int:
         write_json(slot.spent, _spent(before, started))
         return 130
     except LongarcError as error:
-        write_json(slot.failure, {"why": str(error)})
+        write_json(slot.failure, {"why": in_a_comparison(str(error))})
         return 1
     except Exception as error:
         write_json(slot.failure, {"why": explained(error)})
