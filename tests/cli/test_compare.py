@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
+from rich.console import Console
 from sklearn.metrics import f1_score
 
 import longarc as package
@@ -23,6 +25,7 @@ from longarc.comparison.figures import rows
 from longarc.comparison.folder import CompareFolder
 from longarc.comparison.job import _opened
 from longarc.comparison.pace import seconds_per_step
+from longarc.comparison.reading import Needs, measure_reading
 from longarc.comparison.slot import Slot, read
 from longarc.comparison.training_process import _train
 from longarc.errors import RunError
@@ -131,6 +134,25 @@ def test_a_candidate_that_failed_is_a_row_that_says_why(finished, tmp_path):
     assert found[0]["macro_f1"] is None
     assert not found[0]["front"]
     assert found[1:] == finished.found["candidates"]
+
+
+def test_without_room_for_all_each_turn_has_its_own_process(finished, tmp_path, monkeypatch):
+    """Which is started for the first turn as well, and reports what all others do."""
+    said = io.StringIO()
+    found = measure_reading(
+        {"probe": finished.folder.slot("probe", 0).run},
+        finished.folder.documents,
+        count=10,
+        repeats=1,
+        logs={"probe": tmp_path / "probe.txt"},
+        needs=Needs(memory=1e12),
+        reporter=Reporter(Console(file=said, width=300)),
+    )
+    assert "0 of 1 processes fit at once" in said.getvalue()
+    assert "and one may need 1,000,000,000,000): one is started anew" in said.getvalue()
+    together = read(finished.folder.reading)["candidates"]["probe"]
+    assert found["probe"].keys() == together.keys() | {"alone"}
+    assert found["probe"]["documents_per_second"]["n"] == 1
 
 
 def test_figures_over_seeds_are_means(finished):
@@ -250,6 +272,26 @@ def test_the_folder_is_what_the_page_and_the_table_say(finished):
     assert list(frame.columns) == list(written[0])
     assert frame["macro_f1"][1] == float(written[1]["macro_f1"])
     assert repr(finished) == f"Comparison({str(finished.path)!r})"
+
+
+def test_what_all_candidates_used_is_cited_once(longarc, finished):
+    status, printed, err = longarc("cite", finished.path, "--json")
+    assert (status, err) == (0, "")
+    said = json.loads(printed)
+    parts = {(part["part"], part["name"]) for part in said["parts"]}
+    assert len(parts) == len(said["parts"])
+    for run in (row["runs"][0] for row in finished.found["candidates"]):
+        status, printed, _ = longarc("cite", finished.path / run, "--json")
+        mine = json.loads(printed)
+        assert parts >= {(part["part"], part["name"]) for part in mine["parts"]}
+        for key in (key for part in mine["parts"] for key in part["keys"]):
+            assert said["bibtex"].count(f"{{{key},\n") == 1
+    assert ("attention", "linear") in parts
+    assert ("linear classifier", "TF-IDF + LinearSVC") in parts
+    assert said["parts"][-1]["part"] == "software"
+    assert said["bibtex"] == finished.citations
+    status, printed, _ = longarc("cite", finished.path)
+    assert printed.endswith(said["bibtex"])
 
 
 def test_a_second_resume_with_other_options_is_refused(longarc, finished):

@@ -35,8 +35,9 @@ from longarc.comparison.folder import (
 from longarc.comparison.hold import held
 from longarc.comparison.machine import machine
 from longarc.comparison.material import Material, read_material
+from longarc.comparison.memory import available_mib
 from longarc.comparison.presets import PRESETS
-from longarc.comparison.reading import measure_reading
+from longarc.comparison.reading import Needs, measure_reading
 from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, LongarcError, OptionError, RunError
@@ -140,6 +141,14 @@ def _opened(
             f"{folder.path} began. Restore them, or start anew with --overwrite."
         )
     return _Job(config, folder, chosen, material, reporter)
+
+
+def _of_memory(needs: Needs) -> str:
+    if needs.memory is None:
+        return ""
+    free = available_mib()
+    left = f"; {free:,.0f} MiB are free" if free is not None else ""
+    return f", each of less than {needs.memory:,.0f} MiB{left}"
 
 
 def _edited_since(config: CompareConfig, then: Mapping[str, Any]) -> str:
@@ -282,23 +291,33 @@ class _Job:
         if list(timed) == names and not any("why" in one for one in timed.values()):
             return kept
         before = machine()["load"]
-        rounds = self.config.repeats + 1
         texts = json.loads(self.folder.documents.read_text(encoding="utf-8"))
+        needs = self._needs(names)
         self.reporter.say(
-            f"timing the prediction of {len(texts)} documents, {self.config.repeats} turns of each"
+            f"timing the prediction of {len(texts)} documents, {self.config.repeats} turns of "
+            f"each; processes at once: {len(names)}{_of_memory(needs)}"
         )
-        with self.reporter.task("timing", rounds * len(names)) as advance:
-            found = measure_reading(
-                {name: self.slots[name][0].run for name in names},
-                self.folder.documents,
-                count=len(texts),
-                repeats=self.config.repeats,
-                logs={name: self.folder.reading_log(name) for name in names},
-                advance=advance,
-            )
+        found = measure_reading(
+            {name: self.slots[name][0].run for name in names},
+            self.folder.documents,
+            count=len(texts),
+            repeats=self.config.repeats,
+            logs={name: self.folder.reading_log(name) for name in names},
+            needs=needs,
+            reporter=self.reporter,
+        )
         measured = {"load": [before, machine()["load"]], "candidates": found}
         write_json(self.folder.reading, measured)
         return measured
+
+    def _needs(self, names: list[str]) -> Needs:
+        """As much as a training took: predicting takes less, but nobody has measured it yet."""
+        spent = [read(self.slots[name][0].training) for name in names]
+        memory, gpu = (
+            max((s[peak] for s in spent if s.get(peak) is not None), default=None)
+            for peak in ("peak_mib", "gpu_peak_mib")
+        )
+        return Needs(memory, gpu)
 
     def _write(self, reading: dict[str, Any]) -> None:
         found = {
@@ -312,6 +331,7 @@ class _Job:
             "speed": {
                 "documents": len(json.loads(self.folder.documents.read_text(encoding="utf-8"))),
                 "repeats": self.config.repeats,
+                "alone": any(one.get("alone") for one in reading["candidates"].values()),
             },
             "machine": {
                 **machine(),
