@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test coverage lint format docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: $(VENV)/.demo-installed ## train on packaged licence texts and write runs/
 
 test: lint ## everything that CI runs: format, lint, types, layers, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(OPTIONS)
+
+coverage: $(VENV)/.dev-installed ## the tests again, and which lines and branches of src/ they do not reach
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov $(OPTIONS)
 
 lint: $(VENV)/.dev-installed ## the checks that run no code: format, lint, types, layers
 	$(BIN)/ruff format --check

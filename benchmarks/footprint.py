@@ -4,10 +4,10 @@
     python benchmarks/footprint.py --newcomer     # an empty environment, a table, an explanation
 
 Times are of fresh processes; repeats of the commands take turns, beside ``python -c pass`` and
-``import transformers``. Packages are counted by following the requirements of what is installed
-here, each extra for what it adds. ``--newcomer`` makes an environment as README says, which needs a
-package index, and goes from a table to an explained prediction by README's commands: how many, and
-how long each took.
+transformers' own Trainer; the documentation's site is built once. Packages are counted by following
+the requirements of what is installed here, each extra for what it adds. ``--newcomer`` makes an
+environment as README says, which needs a package index, and goes from a table to an explained
+prediction by README's commands: how many, and how long each took.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMANDS = {
     "longarc train --help": ["-m", "longarc", "train", "--help"],
     "import longarc": ["-c", "import longarc"],
     "longarc.fit looked up": ["-c", "import longarc; longarc.fit"],
-    "import transformers, torch": ["-c", "import transformers, torch"],
+    "transformers' Trainer looked up": ["-c", "from transformers import AutoModel, Trainer"],
 }
 EXTRAS = ("demo", "docs", "dev")
 
@@ -61,6 +61,7 @@ def main() -> None:
         "footprint",
         seconds={name: spread(found) for name, found in seconds.items()},
         wheel_kib=round(wheel_size() / 1024),
+        docs_seconds=round(docs_build(), 1),
         packages={
             "longarc": len(alone),
             **{
@@ -118,6 +119,13 @@ def wheel_size() -> int:
         return wheel.stat().st_size
 
 
+def docs_build() -> float:
+    """Seconds to build the documentation's site anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["-m", "sphinx", "-W", "-q", "-b", "html", "-c", ROOT / "docs", ROOT, folder]
+        return timed([sys.executable, *words])
+
+
 def newcomer() -> None:
     """From a clone to an explained prediction of one's own table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -143,10 +151,11 @@ def newcomer() -> None:
         for name, command in steps.items():
             minutes[name] = timed(command, cwd=place) / 60
             print(f"{name}: {minutes[name]:.1f} minutes", flush=True)
+        page = place / "runs" / "tickets" / "report.html"
         append_row(
             "newcomer", documents=len(examples.texts), commands=len(minutes),
             minutes={name: round(taken, 2) for name, taken in minutes.items()},
-            together=round(sum(minutes.values()), 1),
+            together=round(sum(minutes.values()), 1), report_kib=round(page.stat().st_size / 1024),
         )  # fmt: skip
 
 
