@@ -234,11 +234,14 @@ class TrainConfig:
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
             )
-        if self.freeze and self.regularizers:
-            raise OptionError(
-                "--freeze takes no training steps, so --regularizers would change nothing. Drop one "
-                "of the two."
-            )
+        for name, given in (
+            ("--regularizers", self.regularizers), ("--embedding-factor", self.embedding_factor != 1),
+        ):  # fmt: skip
+            if self.freeze and given:
+                raise OptionError(
+                    f"--freeze takes no training steps, so {name} would change nothing. Drop one of "
+                    "the two."
+                )
         if self.record_path:
             self._refuse_unrecordable()
         elif self.path_budget != TrainConfig.path_budget:
