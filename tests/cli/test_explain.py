@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -348,3 +351,20 @@ def test_what_cannot_be_recorded(longarc, tickets, tiny_model, tmp_path, words, 
     )  # fmt: skip
     assert status == 1
     assert said in err
+
+
+def test_two_processes_build_the_index_that_one_builds(longarc, recorded):
+    """Each writes its shards, and one says what was built."""
+    index = recorded / "path" / "index"
+    status, _, err = longarc("explain", recorded, "--build-index")
+    assert status == 0, err
+    alone = {path.name: path.read_bytes() for path in index.iterdir()}
+    shutil.rmtree(index)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "longarc", "explain", recorded, "--build-index"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in index.iterdir()} == alone
+    assert done.stdout.count("index  ") == 1

@@ -170,9 +170,10 @@ def _tell_index(index: Any, chosen: Any, console: Any) -> int:
     if chosen.json:
         print(json.dumps(told, ensure_ascii=False))
         return 0
+    elsewhere = f"; the other processes still build {told['missing']} of {told['parts']} parts"
     console.print(
         f"index  {told['index']}: {told['rows']} rows of {len(told['checkpoints'])} checkpoints"
-        + (f", {told['missing']} of {told['parts']} parts missing" if told["missing"] else ""),
+        + (elsewhere if told["missing"] else ""),
         markup=False,
         highlight=False,
         soft_wrap=True,
