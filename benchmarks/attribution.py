@@ -34,7 +34,7 @@ from longarc.data.licenses import read_licenses
 from longarc.models.loading import load_classifier, load_tokenizer
 from longarc.models.mean_pooled import from_encoder
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 from rows import append_row, spread
 
 OURS = ("longarc", "longarc head")

@@ -47,7 +47,7 @@ from longarc.attribution.index.answer import explain_by_index
 from longarc.attribution.index.build import build_index
 from longarc.attribution.query import Query
 from longarc.attribution.sweep import explain
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 from rows import append_row, spread
 
 

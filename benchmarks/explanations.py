@@ -29,7 +29,7 @@ from longarc.data.labels import LabelSpace
 from longarc.data.licenses import read_licenses
 from longarc.models.loading import load_classifier, load_tokenizer
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 from rows import append_row, peak_growth, peak_growth_of_gpu, spread
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from longarc.data.table_writer import table_writer
 from longarc.training.baseline import LinearBaseline
 from longarc.training.evaluation import macro_f1
 from longarc.training.pretraining.folder import PretrainFolder
-from rows import append_row
+from rows import append_row, over_seeds
 
 FIGURES = ("macro_f1", "accuracy")
 PLAIN, LINEAR = "minilm", "tfidf-svm"
@@ -114,10 +113,10 @@ def few_labels(chosen: argparse.Namespace) -> None:
             plain = [cells.figures(share, seed, PLAIN) for seed in chosen.seeds]
             append_row(
                 "few-labels", task=chosen.task, share=share, start=start,
-                **{f: _over_seeds([run[f] for run in runs]) for f in FIGURES},
-                gain={f: _over_seeds([r[f] - p[f] for r, p in zip(runs, plain, strict=True)])
+                **{f: over_seeds([run[f] for run in runs]) for f in FIGURES},
+                gain={f: over_seeds([r[f] - p[f] for r, p in zip(runs, plain, strict=True)])
                       for f in FIGURES},
-                labelled=_over_seeds([run["documents"] for run in runs]), unlabelled=len(rest),
+                labelled=over_seeds([run["documents"] for run in runs]), unlabelled=len(rest),
                 tested=len(test), seeds=chosen.seeds, **{k: v for k, v in what_it_is.items()
                                                          if k not in ("task", "test")},
             )  # fmt: skip
@@ -257,14 +256,6 @@ def _write(path: Path, part: Examples, characters: int) -> None:
     with table_writer(path) as write:
         texts = [text[:characters] for text in part.texts]
         write({"text": texts, "label": part.labels or []})
-
-
-def _over_seeds(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "mean": round(statistics.mean(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-    }
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -38,7 +37,7 @@ from longarc.data.table_writer import table_writer
 from longarc.models.loading import load_classifier
 from longarc.objectives.regularizers.registry import REGULARIZERS, build_regularizers
 from longarc.objectives.regularizers.step import regularized_backward
-from rows import RESULTS, append_row, spread
+from rows import RESULTS, append_row, over_seeds, spread
 
 PLAIN = "none"
 COSTS: dict[str, list[Any]] = {
@@ -173,8 +172,8 @@ def rows(chosen: argparse.Namespace) -> None:
             continue
         append_row(
             "regularizers-quality", task=chosen.task, regularizer=name,
-            **{f: _over_seeds([run[f] for run, _ in complete]) for f in (*FIGURES, "minutes")},
-            gain={f: _over_seeds([run[f] - plain[f] for run, plain in complete])
+            **{f: over_seeds([run[f] for run, _ in complete]) for f in (*FIGURES, "minutes")},
+            gain={f: over_seeds([run[f] - plain[f] for run, plain in complete])
                   for f in FIGURES},
             **_settings(chosen, name), seeds=chosen.seeds,
         )  # fmt: skip
@@ -206,14 +205,6 @@ def _documents(chosen: argparse.Namespace, seed: int) -> tuple[Examples, Example
     known = {(train.labels or [])[i] for i in kept}
     tested = [i for i in rest if (test.labels or [])[i] in known][: 2 * chosen.documents]
     return train.select([int(i) for i in kept]), test.select([int(i) for i in tested])
-
-
-def _over_seeds(values: list[float]) -> dict[str, float]:
-    return {
-        "mean": round(statistics.mean(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-    }
 
 
 def tables() -> str:

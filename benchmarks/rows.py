@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from longarc.processor import processor_name
+from longarc.machine import describe_gpu, describe_machine
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 
 
 def append_row(benchmark: str, **figures: Any) -> None:
     """Write one row and print it."""
-    row = {
-        "benchmark": benchmark,
-        **figures,
-        "cores": os.cpu_count(),
-        "machine": f"{platform.machine()} {processor_name()}",
-        **_gpu(),
-        **{name: importlib.metadata.version(name) for name in ("longarc", "torch", "transformers")},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    row = {"benchmark": benchmark, **figures, **describe_gpu(), **describe_machine()}
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(json.dumps(row, ensure_ascii=False, indent=1))
@@ -40,6 +28,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "min": round(min(values), 4),
         "max": round(max(values), 4),
         "n": len(values),
+    }
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """Mean, smallest and largest over seeds."""
+    return {
+        "mean": round(statistics.mean(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
     }
 
 
@@ -59,12 +56,6 @@ def peak_growth_of_gpu(call: Callable[[], object]) -> float:
     before = torch.cuda.memory_allocated()
     call()
     return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
-
-def _gpu() -> dict[str, str]:
-    import torch
-
-    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _resident_peak() -> int:

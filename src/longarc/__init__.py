@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from longarc.objectives.siamese.simclr import SimCLR
     from longarc.objectives.siamese.simsiam import SimSiam
     from longarc.training.config import TrainConfig
-    from longarc.training.path_recorder import PathRecorder
     from longarc.training.pretraining.config import PretrainConfig
+    from longarc.training.recording.path_recorder import PathRecorder
     from longarc.training.trainer import Trainer
 
 _HOMES = {
@@ -125,7 +125,7 @@ _HOMES = {
     "SimCLR": "longarc.objectives.siamese.simclr",
     "SimSiam": "longarc.objectives.siamese.simsiam",
     "TrainConfig": "longarc.training.config",
-    "PathRecorder": "longarc.training.path_recorder",
+    "PathRecorder": "longarc.training.recording.path_recorder",
     "PretrainConfig": "longarc.training.pretraining.config",
     "Trainer": "longarc.training.trainer",
 }

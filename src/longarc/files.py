@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from longarc.errors import RunError
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
@@ -89,3 +91,36 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole: indented, UTF-8, no NaN (JSON has none)."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def refuse_taken(
+    folder: Path, kind: str, *, ours: bool, overwrite: bool, resumable: bool = False
+) -> None:
+    """Raise RunError unless results can be written to ``folder``.
+
+    A folder with files in it is replaced only if it is of the same kind, and only if asked.
+
+    Args:
+        kind: what is written, for the message: "study".
+        ours: whether the folder holds one.
+        overwrite: whether it was asked for.
+        resumable: whether one can be gone on with.
+    """
+    blocked = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    if blocked is not None:
+        raise RunError(f"{blocked} is a file; a folder is written. Name another --out.")
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a link: name the folder it leads to, {folder.resolve()}.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not ours:
+        raise RunError(
+            f"{folder} exists and holds no {kind}, so it is never overwritten. Name another folder "
+            "with --out."
+        )
+    if not overwrite:
+        resume = " go on with --resume," if resumable else ""
+        raise RunError(
+            f"{folder} holds a {kind}. Name another folder with --out,{resume} or replace it with "
+            "--overwrite."
+        )

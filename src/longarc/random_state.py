@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,24 @@ def set_random_state(kind: str, states: Sequence[Tensor]) -> None:
     """Set what :func:`random_state` told."""
     for (_, put), state in zip(_generators(kind), states, strict=True):
         put(state)
+
+
+@contextmanager
+def drawing_from(kind: str, states: Sequence[Tensor]) -> Iterator[None]:
+    """Draw inside the block from these states; the generators come out as they were.
+
+    >>> state = random_state("cpu")
+    >>> with drawing_from("cpu", state):
+    ...     first = torch.rand(3)
+    >>> torch.equal(first, torch.rand(3))
+    True
+    """
+    before = random_state(kind)
+    set_random_state(kind, states)
+    try:
+        yield
+    finally:
+        set_random_state(kind, before)
 
 
 def _generators(kind: str) -> Iterator[tuple[Callable[[], Tensor], Callable[[Tensor], Any]]]:

@@ -12,7 +12,7 @@ from torch import nn
 import longarc
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 
 
 def _load_tiny():

@@ -13,8 +13,8 @@ from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import Replay
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import Replay
 
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "adam_epsilon": 1e-6}
 X = torch.tensor([[0.3, -0.2, 0.5, 1.0]], dtype=torch.float64)

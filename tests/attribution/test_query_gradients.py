@@ -12,7 +12,7 @@ from longarc.attribution.query_gradients import QueryGradients
 from longarc.attribution.sweep import explain
 from longarc.errors import ModelError
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 
 
 def ask(tiny, texts, model):

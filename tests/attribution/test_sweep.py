@@ -103,7 +103,7 @@ def test_adams_coupled_decay_and_amsgrad(tiny, small, tmp_path, optimizer, amsgr
         callbacks=[longarc.PathRecorder()],
     )
     trainer.train()
-    path = longarc.training.recorded_path.RecordedPath(tmp_path / "path")
+    path = longarc.training.recording.recorded_path.RecordedPath(tmp_path / "path")
     x = torch.ones(1, 4, dtype=torch.float64)
     found = explain(
         path, model, data, trainer.data_collator, [Query({"x": x}, measure("logit", 0))],
@@ -338,7 +338,7 @@ def test_a_fine_tuned_bert(tiny, tmp_path):
         for i in range(2)
         for c in range(3)
     ]
-    path = longarc.training.recorded_path.RecordedPath(tmp_path / "path")
+    path = longarc.training.recording.recorded_path.RecordedPath(tmp_path / "path")
     found = explain(
         path, trainer.model, trainer.train_dataset, trainer.data_collator, queries, end=path.end
     )

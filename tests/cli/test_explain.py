@@ -15,7 +15,7 @@ from longarc.cli.main import main
 from longarc.errors import DataError, OptionError
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +182,8 @@ def test_empty_rows_of_a_table_are_left_out_and_it_is_said(longarc, recorded, tm
 
 def test_the_replay_of_a_run_is_exact(recorded, tiny_model):
     from longarc.training.batches import Documents, PaddedBatches
-    from longarc.training.recorded_path import load_training
-    from longarc.training.replay import Replay
+    from longarc.training.recording.recorded_path import load_training
+    from longarc.training.recording.replay import Replay
 
     run = package.open_run(recorded)
     texts, _ = load_training(run.folder.training_file)

@@ -58,7 +58,7 @@ def test_lr_prints_and_writes_what_it_found(longarc, tickets, tiny_model, tmp_pa
     assert "<script" not in page
     status, _, err = longarc(*command)
     assert status == 1
-    assert "holds an earlier search" in err
+    assert "holds a search" in err
     assert "--overwrite" in err
 
 

@@ -59,7 +59,7 @@ def found() -> dict:
         "classes": 3, "multi_label": False, "split": "test",
         "budget": {"kind": "examples", "amount": 320}, "seeds": [0],
         "speed": {"documents": 30, "repeats": 5},
-        "machine": {"processor": "P", "cores": 2, "memory_gib": 8.0, "system": "Linux", "load": 1.0,
+        "machine": {"machine": "P", "cores": 2, "memory_gib": 8.0, "system": "Linux", "load": 1.0,
                     "load_after": 2.0, "device": "cpu", "threads": 1, "torch": "2",
                     "transformers": "5", "longarc": "0"},
         "baseline": {"name": "TF-IDF + linear SVM", "value": 0.75, "low": 0.7, "high": 0.8},

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from longarc.cli.study import run
-from longarc.studies.digits_networks import logits, slope_at, start_weights
 from longarc.studies.kernel_machine import ledger, neighbours
 from longarc.studies.kernel_machine.figures import figures
-from longarc.studies.kernel_machine.findings import findings, interval
+from longarc.studies.kernel_machine.findings import findings
 from longarc.studies.kernel_machine.ledger import Binary, Edits
 from longarc.studies.kernel_machine.measured import Measured
 from longarc.studies.kernel_machine.neighbours import MEASURES, Found
 from longarc.studies.kernel_machine.study import FULL, QUICK, _table
 from longarc.studies.kernel_machine.trainings import Network, Points, items, train
 from longarc.studies.kernel_machine.walks import RULES, Walked, digits_of, pulls, walk
+from longarc.studies.shared.digits_networks import logits, slope_at, start_weights
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +169,6 @@ def test_figures_draw_what_was_measured():
             ElementTree.fromstring(str(svg))
     assert {row["part"] for row in _table(measured)} == {"walk", "SVM", "ledger", "neighbours"}
     assert len({row["what"] for row in _table(measured)} & set(MEASURES)) == 4
-    assert interval([1.0]) == (1.0, 0.0)
     assert FULL.seeds >= 5
 
 

@@ -15,20 +15,17 @@ from torch.optim import SGD, Adam
 
 from longarc.cli.study import run
 from longarc.dynamics.modified_flow import ORDERS
-from longarc.studies import digits_networks as networks
-from longarc.studies.digits_networks import Digits, Slope
-from longarc.studies.learning_rate import FULL, QUICK
-from longarc.studies.learning_rate_figures import figures
-from longarc.studies.learning_rate_findings import Mean, Measured, findings, mean_of, percent
-from longarc.studies.learning_rate_flooding import (
+from longarc.studies.learning_rate.figures import figures
+from longarc.studies.learning_rate.findings import Mean, Measured, findings, mean_of, percent
+from longarc.studies.learning_rate.flooding import (
     PAIR_RATES,
     Flooded,
     Pair,
     flood,
     step_down_and_up,
 )
-from longarc.studies.learning_rate_product import STARTS, Followed, follow, path_name
-from longarc.studies.learning_rate_runs import (
+from longarc.studies.learning_rate.product import STARTS, Followed, follow, path_name
+from longarc.studies.learning_rate.runs import (
     Trial,
     go,
     settings,
@@ -36,6 +33,9 @@ from longarc.studies.learning_rate_runs import (
     unexplained,
     walk,
 )
+from longarc.studies.learning_rate.study import FULL, QUICK
+from longarc.studies.shared import digits_networks as networks
+from longarc.studies.shared.digits_networks import Digits, Slope
 
 SMALL = dataclasses.replace(QUICK, seeds=3, train=40)
 

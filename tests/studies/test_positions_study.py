@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from longarc.studies import positions as study
-from longarc.studies.masked_tokens import BLOCKS, MaskedTexts, accuracy, masked_texts
+from longarc.studies.positions import study
+from longarc.studies.shared.masked_tokens import BLOCKS, MaskedTexts, accuracy, masked_texts
 from longarc.studies.study import write_study
 
 pytestmark = pytest.mark.real

@@ -14,16 +14,18 @@ import torch
 
 from longarc.cli.study import run
 from longarc.errors import DataError, OptionError
-from longarc.studies import realformer as study
-from longarc.studies.attention_patterns import attention_weights, entropy, likeness, neighbours
-from longarc.studies.long_tailed_tuning import Task, fine_tune, gain
-from longarc.studies.realformer_figures import figures
-from longarc.studies.realformer_findings import difference, findings
-from longarc.studies.realformer_runs import COMPARED, Measured, Tuned
-from longarc.studies.registry import run_study
-from longarc.studies.residual_minilm import Introduced
-from longarc.studies.scratch_encoders import ARCHITECTURES, Shape, build_encoder, layers_of
-from longarc.studies.scratch_training import (
+from longarc.studies.realformer import study
+from longarc.studies.realformer.attention_patterns import (
+    attention_weights,
+    entropy,
+    likeness,
+    neighbours,
+)
+from longarc.studies.realformer.figures import figures
+from longarc.studies.realformer.findings import difference, findings
+from longarc.studies.realformer.measured import COMPARED, Measured, Tuned
+from longarc.studies.realformer.residual_minilm import Introduced
+from longarc.studies.realformer.scratch_training import (
     Cell,
     Outcome,
     draw_batch,
@@ -31,7 +33,10 @@ from longarc.studies.scratch_training import (
     restored,
     train_cell,
 )
-from longarc.studies.word_windows import (
+from longarc.studies.registry import run_study
+from longarc.studies.shared.long_tailed_tuning import Task, fine_tune, gain
+from longarc.studies.shared.scratch_encoders import ARCHITECTURES, Shape, build_encoder, layers_of
+from longarc.studies.shared.word_windows import (
     FIRST,
     LAST,
     MASK,

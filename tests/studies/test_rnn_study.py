@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from longarc.cli.study import run
-from longarc.studies.long_tailed_tuning import Task
 from longarc.studies.rnn import study
 from longarc.studies.rnn.bounds import SCALES, Bounds, find_bounds
 from longarc.studies.rnn.exercises import SYMBOLS, Exercise
@@ -23,7 +22,8 @@ from longarc.studies.rnn.measured import NO_BIAS, POOLINGS, VARIANTS, Measured
 from longarc.studies.rnn.readers import CELLS, GATED, Outcome, Reader, Start, Training, train
 from longarc.studies.rnn.speed import speeds
 from longarc.studies.rnn.texts import Read, Reading, read
-from longarc.studies.word_windows import PAD
+from longarc.studies.shared.long_tailed_tuning import Task
+from longarc.studies.shared.word_windows import PAD
 
 CLAIMS = 37
 

@@ -11,11 +11,20 @@ import torch
 
 from longarc.dynamics.collapse import CollapseMeasures
 from longarc.dynamics.collapse_detector import CollapseAlarm
-from longarc.studies import simsiam as study
-from longarc.studies import simsiam_findings, simsiam_measured, simsiam_scalar
-from longarc.studies.simsiam_material import Material, digits
-from longarc.studies.simsiam_measured import COLLAPSING, HEADS, HEALTHY, Measured, Runs
-from longarc.studies.simsiam_runs import Outcome, Variant, build, gradients_of_targets, train
+from longarc.studies.simsiam import scalar, study
+from longarc.studies.simsiam.findings import LATE, findings
+from longarc.studies.simsiam.material import Material, digits
+from longarc.studies.simsiam.measured import (
+    ABLATIONS,
+    COLLAPSING,
+    HEADS,
+    HEALTHY,
+    MEAN_VIEW,
+    NORMS,
+    Measured,
+    Runs,
+)
+from longarc.studies.simsiam.runs import Outcome, Variant, build, gradients_of_targets, train
 from longarc.studies.study import write_study
 
 
@@ -34,7 +43,7 @@ def test_quick(tmp_path):
             assert ElementTree.fromstring(str(svg)).tag.endswith("svg")
     assert all(finding.holds for finding in result.findings[:4])  # of the scalar model
     rows = {(row["data"], row["variant"]): row for row in result.table}
-    planned = [*simsiam_measured.ABLATIONS, *simsiam_measured.MEAN_VIEW, *HEADS]
+    planned = [*ABLATIONS, *MEAN_VIEW, *HEADS]
     assert {name for _, name in rows} == {"inputs", "untrained", *(v.name for v in planned)}
     assert rows["digits", "no predictor"]["published, %"] == 0.1
     for row in rows.values():
@@ -50,20 +59,20 @@ def test_the_scalar_models_velocity(branches):
         target = t.detach() if branches == "first" else t
         loss = (h - target).square() / 2
         slopes = torch.autograd.grad(loss, (p, t))
-        found = simsiam_scalar.velocity(phi, theta, branches, speed=3.0)
+        found = scalar.velocity(phi, theta, branches, speed=3.0)
         assert found == pytest.approx((-3 * float(slopes[0]), -float(slopes[1])))
 
 
 def test_the_scalar_models_ends():
     """The published start: φ to 1 and θ to √0.65, or θ to 0."""
-    assert simsiam_scalar.end("first") == pytest.approx((1, 0.65**0.5))
-    assert simsiam_scalar.end("both") == pytest.approx((1 - 0.15**0.5, 0))
-    assert simsiam_scalar.end("second") == pytest.approx((0.605, 0))
+    assert scalar.end("first") == pytest.approx((1, 0.65**0.5))
+    assert scalar.end("both") == pytest.approx((1 - 0.15**0.5, 0))
+    assert scalar.end("second") == pytest.approx((0.605, 0))
     for branches in ("first", "both", "second"):
         for speed in (1.0, 30.0):
-            flow = simsiam_scalar.flow(branches, speed=speed, until=200)
+            flow = scalar.flow(branches, speed=speed, until=200)
             reached = flow.phi[-1], flow.theta[-1]
-            assert reached == pytest.approx(simsiam_scalar.end(branches, speed), abs=1e-5)
+            assert reached == pytest.approx(scalar.end(branches, speed), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,7 @@ def documents():
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(40, 1, 384, generator=generator)
     vectors = vectors + torch.randn(40, 4, 384, generator=generator)
-    from longarc.studies.simsiam_material import _layers, _one_passage
+    from longarc.studies.simsiam.material import _layers, _one_passage
 
     labels = torch.arange(40) % 3
     return Material(
@@ -176,13 +185,13 @@ def outcome(name, seed, *, spread=0.8, knn=0.7, alarm=None, loss=-0.8, ratio=2.0
 
 def made_up(**changes):
     """Measured as published: what should collapse does, and nothing else; the mean view helps."""
-    planned = [*simsiam_measured.ABLATIONS, *simsiam_measured.MEAN_VIEW, *HEADS]
+    planned = [*ABLATIONS, *MEAN_VIEW, *HEADS]
     names = ["untrained", *(variant.name for variant in planned)]
     defaults = {name: {"spread": 0.05, "knn": 0.3} for name in COLLAPSING}
     defaults |= {
         f"{short}, norm {norm}": {"spread": 0.05}
         for short in ("no stop-gradient", "no predictor")
-        for norm in simsiam_measured.NORMS.values()
+        for norm in NORMS.values()
     }
     defaults |= {
         "untrained": {"knn": 0.5},
@@ -194,8 +203,8 @@ def made_up(**changes):
     for name in names:
         how = defaults.get(name, {}) | changes.get(name, {})
         outcomes[name] = [outcome(name, seed, **how) for seed in range(3)]
-    flows = {b: simsiam_scalar.flow(b) for b in ("first", "both", "second")}
-    speeds = {speed: simsiam_scalar.flow("both", speed=speed) for speed in (10.0, 25.0)}
+    flows = {b: scalar.flow(b) for b in ("first", "both", "second")}
+    speeds = {speed: scalar.flow("both", speed=speed) for speed in (10.0, 25.0)}
     made = digits(30)
     return Measured(
         study.QUICK, flows, speeds,
@@ -206,13 +215,13 @@ def made_up(**changes):
 
 @pytest.fixture(scope="module")
 def names():
-    return [finding.claim for finding in simsiam_findings.findings(made_up())]
+    return [finding.claim for finding in findings(made_up())]
 
 
 def failing(**changes):
     measured = made_up(**{k: v for k, v in changes.items() if isinstance(v, dict)})
     measured = replace(measured, **{k: v for k, v in changes.items() if not isinstance(v, dict)})
-    return {f.claim for f in simsiam_findings.findings(measured) if not f.holds}
+    return {f.claim for f in findings(measured) if not f.holds}
 
 
 @pytest.mark.parametrize(
@@ -249,19 +258,12 @@ def test_verdicts_come_from_the_numbers(names, changes, claim):
 
 
 def test_a_late_alarm_is_no_good():
-    late = CollapseAlarm("spread", 10, 10 + simsiam_findings.LATE + 1, 0.05, 0.8)
+    late = CollapseAlarm("spread", 10, 10 + LATE + 1, 0.05, 0.8)
     (claim,) = failing(neither={"spread": 0.05, "knn": 0.3, "alarm": late})
     assert claim.startswith("The detector")
 
 
 def test_healthy_and_collapsing_are_known():
-    planned = {v.name for v in (*simsiam_measured.ABLATIONS, *simsiam_measured.MEAN_VIEW)}
+    planned = {v.name for v in (*ABLATIONS, *MEAN_VIEW)}
     assert {*COLLAPSING, *HEALTHY} < planned
     assert not {*COLLAPSING} & {*HEALTHY}
-
-
-def test_intervals_are_students():
-    """Three values: t = 4.303 for 95 %."""
-    mean, half = simsiam_findings.interval([0.1, 0.2, 0.3])
-    assert (mean, half) == pytest.approx((0.2, 4.30265 * 0.1 / 3**0.5), rel=1e-4)
-    assert simsiam_findings.interval([0.4]) == (0.4, 0.0)

@@ -15,9 +15,9 @@ from longarc.errors import DataError, ModelError, OptionError, RunError
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.checkpoint import last_checkpoint
-from longarc.training.path_recorder import PathRecorder
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import Replay
+from longarc.training.recording.path_recorder import PathRecorder
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import Replay
 
 
 def exact(drifts):

@@ -28,13 +28,13 @@ from longarc.attribution.products import adds_up, by_forward_mode, by_layers
 from longarc.attribution.quadrature import dots
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
-from longarc.attribution.tape import Tape
-from longarc.attribution.update import Update, updates, without_state
+from longarc.attribution.tape import taped
+from longarc.attribution.update import Update
 from longarc.errors import OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
-from longarc.training.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.replay import LABELS, Replay
+from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
+from longarc.training.recording.replay import LABELS, Replay
 
 
 def effects(
@@ -121,17 +121,7 @@ class _Back:
                 self.weights[name][group.start : group.stop] = self.asking.whole(name, each)
 
     def _segment(self, first: int, after: int) -> None:
-        replay, recorded = self.replay, self.path.batches(first, after)
-        vectors = self.path.about["optimizer"] != "SGD"
-        replay.go_to(first)
-        tape = Tape(self.all, after - first, moments=vectors, place=self.path.folder)
-        with tape:
-            for i, batches in enumerate(recorded):
-                tape.keep_state(i, self.all)
-                fresh = without_state(replay.optimizer, self.all)
-                clip = replay.step(batches)
-                tape.keep_update(i, updates(replay.optimizer, self.all, fresh), clip)
-            tape.keep_state(len(recorded), self.all)
+        with taped(self.replay, first, after) as (tape, recorded):
             for i in reversed(range(len(recorded))):
                 start, after_it = tape.state(i), tape.state(i + 1)
                 with torch.no_grad():

@@ -22,8 +22,8 @@ from longarc.errors import DataError, OptionError, close_matches
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.options import check_number, check_whole
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import LABELS, Replay
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import LABELS, Replay
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC

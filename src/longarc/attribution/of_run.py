@@ -23,7 +23,7 @@ from longarc.errors import OptionError, RunError, close_matches
 from longarc.objectives.losses.registry import build_loss
 from longarc.options import check_choice
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.recorded_path import RecordedPath, load_training
+from longarc.training.recording.recorded_path import RecordedPath, load_training
 
 if TYPE_CHECKING:
     from longarc.objectives.losses.contract import Loss

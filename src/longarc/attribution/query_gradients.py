@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from longarc.attribution.products import LAYERS, hooked, rows_apart
 from longarc.attribution.query import Query
 from longarc.errors import ModelError
-from longarc.training.replay import logits_of
+from longarc.training.recording.replay import logits_of
 
 NUMBERS = 100_000_000
 """Numbers that the gradients of the queries of a batch may have together."""

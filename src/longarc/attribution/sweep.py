@@ -25,12 +25,12 @@ from longarc.attribution.products import adds_up, by_forward_mode, by_layers
 from longarc.attribution.quadrature import NODES, dots, gauss
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
-from longarc.attribution.tape import Tape
-from longarc.attribution.update import Update, updates, without_state
+from longarc.attribution.tape import Tape, taped
+from longarc.attribution.update import Update
 from longarc.errors import OptionError
 from longarc.options import check_number
-from longarc.training.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.replay import Replay
+from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
+from longarc.training.recording.replay import Replay
 
 
 def explain(
@@ -169,18 +169,8 @@ class _Sweep:
     # A segment: forward onto the tape, then back
 
     def _segment(self, first: int, after: int) -> None:
-        replay, recorded = self.replay, self.path.batches(first, after)
-        vectors = self.path.about["optimizer"] != "SGD"
-        replay.go_to(first)
         self._placed: tuple[Tensor, float] | None = None  # where the parameters are in a step
-        tape = Tape(self.all, after - first, moments=vectors, place=self.path.folder)
-        with tape:
-            for i, batches in enumerate(recorded):
-                tape.keep_state(i, self.all)
-                fresh = without_state(replay.optimizer, self.all)
-                clip = replay.step(batches)
-                tape.keep_update(i, updates(replay.optimizer, self.all, fresh), clip)
-            tape.keep_state(len(recorded), self.all)
+        with taped(self.replay, first, after) as (tape, recorded):
             self._remember_values()
             for i in reversed(range(len(recorded))):
                 self._step_back(tape, i, first + i, recorded[i])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from longarc.attribution.update import Update
+from longarc.attribution.update import Update, updates, without_state
+from longarc.training.recording.recorded_path import RecordedBatch
+from longarc.training.recording.replay import Replay
 
 
 class Tape:
@@ -84,3 +87,21 @@ class Tape:
         if not len(self._scales):
             return [torch.empty(0)] * len(self.sizes)
         return list(self._scales[step].split(self.sizes))
+
+
+@contextmanager
+def taped(
+    replay: Replay, first: int, after: int
+) -> Iterator[tuple[Tape, list[list[RecordedBatch]]]]:
+    """Replay the steps from a snapshot on, forward: the tape of them, and the batches of each."""
+    recorded, parameters = replay.path.batches(first, after), replay.parameters
+    vectors = replay.path.about["optimizer"] != "SGD"
+    replay.go_to(first)
+    with Tape(parameters, after - first, moments=vectors, place=replay.path.folder) as tape:
+        for i, batches in enumerate(recorded):
+            tape.keep_state(i, parameters)
+            fresh = without_state(replay.optimizer, parameters)
+            clip = replay.step(batches)
+            tape.keep_update(i, updates(replay.optimizer, parameters, fresh), clip)
+        tape.keep_state(len(recorded), parameters)
+        yield tape, recorded

@@ -126,7 +126,7 @@ def _record_and_explain(config: TrainConfig, console: Any) -> Any:
     """A small training on the same table that keeps its path, and its surest errors explained."""
     from longarc.api import run_training
     from longarc.training.progress import Reporter
-    from longarc.training.recorded_path import RecordedPath
+    from longarc.training.recording.recorded_path import RecordedPath
 
     console.print("\nA small training whose path is kept, to explain its errors …")
     small = dataclasses.replace(config, out=recorded_out(config.out), **RECORDED)

@@ -199,7 +199,7 @@ def _replay(opened: Any, chosen: Any, console: Any) -> Any:
     from contextlib import nullcontext
 
     from longarc.training.progress import Reporter
-    from longarc.training.recorded_path import RecordedPath
+    from longarc.training.recording.recorded_path import RecordedPath
 
     if chosen.method == "indexed":
         return nullcontext()

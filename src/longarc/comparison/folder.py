@@ -17,7 +17,7 @@ from longarc.comparison.config import CompareConfig
 from longarc.comparison.hold import HOLDER, LOCK, is_empty
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
-from longarc.files import write_text
+from longarc.files import refuse_taken, write_text
 
 
 @dataclass(frozen=True)
@@ -135,28 +135,17 @@ def resumed(config: CompareConfig) -> CompareConfig:
 
 
 def refuse_existing(config: CompareConfig) -> None:
-    """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced.
-
-    A folder with files in it is replaced only if they are those of a comparison.
-    """
+    """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced."""
     path = config.folder
-    blocked = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
-    if blocked is not None:
-        raise RunError(f"{blocked} is a file; a folder is written. Name another --out.")
-    if path.is_symlink():
-        raise RunError(f"{path} is a link: name the folder it leads to, {path.resolve()}.")
-    if not path.exists() or is_empty(path):
+    if path.is_dir() and not path.is_symlink() and is_empty(path):
         return
-    if not CompareFolder(path).settings.is_file():
-        raise RunError(
-            f"{path} exists and holds no comparison, so it is never overwritten. Name another "
-            "folder with --out."
-        )
-    if not config.overwrite:
-        raise RunError(
-            f"{path} holds a comparison. Go on with --resume, name another folder with --out, or "
-            "replace it with --overwrite."
-        )
+    refuse_taken(
+        path,
+        "comparison",
+        ours=CompareFolder(path).settings.is_file(),
+        overwrite=config.overwrite,
+        resumable=True,
+    )
     inline = config.candidates.lstrip().startswith("{")
     tables = (config.data, config.validation, config.test)
     for given in tables if inline else (*tables, config.candidates):

@@ -33,7 +33,6 @@ from longarc.comparison.folder import (
     resumed,
 )
 from longarc.comparison.hold import held
-from longarc.comparison.machine import machine
 from longarc.comparison.material import Material, read_material
 from longarc.comparison.memory import available_mib
 from longarc.comparison.presets import PRESETS
@@ -42,6 +41,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, LongarcError, OptionError, RunError
 from longarc.files import write_json
+from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
@@ -290,7 +290,7 @@ class _Job:
         timed = kept.get("candidates", {})
         if list(timed) == names and not any("why" in one for one in timed.values()):
             return kept
-        before = machine()["load"]
+        before = system_load()
         texts = json.loads(self.folder.documents.read_text(encoding="utf-8"))
         needs = self._needs(names)
         self.reporter.say(
@@ -306,7 +306,7 @@ class _Job:
             needs=needs,
             reporter=self.reporter,
         )
-        measured = {"load": [before, machine()["load"]], "candidates": found}
+        measured = {"load": [before, system_load()], "candidates": found}
         write_json(self.folder.reading, measured)
         return measured
 
@@ -334,7 +334,7 @@ class _Job:
                 "alone": any(one.get("alone") for one in reading["candidates"].values()),
             },
             "machine": {
-                **machine(),
+                **describe_machine(),
                 **dict(zip(("load", "load_after"), reading["load"], strict=True)),
                 "device": self._of_first("device"),
                 "threads": self._of_first("threads"),

@@ -14,20 +14,12 @@ _BATCH_CHARACTERS = 1_000_000
 _BATCH_DOCUMENTS = 512
 
 
-def token_lengths(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """Tokens of each text, special ones included, nothing cut off.
-
-    The count of a text beyond 1,000,000 characters is extrapolated from its first 1,000,000.
-
-    Args:
-        texts: n texts.
-        tokenizer: any transformers tokenizer (a fast one, for speed).
-    """
-    return [length for length, _ in measure(texts, tokenizer)]
-
-
 def measure(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, float]]:
-    """For each text its tokens, as ``token_lengths``, and the share of them that are unknown."""
+    """For each text its tokens, special ones included, and the share of them that are unknown.
+
+    Nothing is cut off. The count of a text beyond 1,000,000 characters is extrapolated from its
+    first 1,000,000. ``tokenizer`` is any of transformers' (a fast one, for speed).
+    """
     unknown = getattr(tokenizer, "unk_token_id", None)
     measured = []
     for batch in _batches(texts):

@@ -73,8 +73,8 @@ class Adjoints:
         return sums / there.sum(0).clamp(min=1)
 
 
-def reach(norms: Tensor, rest: float = REST) -> int:
-    """The least distance beyond which norms (n,), by distance from 0, sum to less than ``rest``.
+def reach(norms: Tensor) -> int:
+    """The least distance beyond which norms (n,), by distance from 0, sum to less than 1 % of all.
 
     n − 1 where that holds of no distance before: the gradient reaches the start. For norms e^{−λk}
     it is about 4.6/λ.
@@ -90,7 +90,7 @@ def reach(norms: Tensor, rest: float = REST) -> int:
         return 0
     # Summed from the far end: small numbers first.
     beyond = norms.flip(0).cumsum(0).flip(0) - norms
-    return int((beyond >= rest * total).sum())
+    return int((beyond >= REST * total).sum())
 
 
 @torch.no_grad()

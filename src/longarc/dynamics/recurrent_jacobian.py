@@ -112,10 +112,6 @@ class Jacobians:
         last = torch.zeros_like(first) if self.carry is None else (self.carry * adjoints).sum(-2)
         return torch.stack([first, last], -2) if self.states == 2 else (first + last)[..., None, :]
 
-    def pull_by_term(self, adjoints: Tensor) -> Tensor:
-        """Each term's part of ``pull``, (terms, …, S, H), in the order of ``terms``."""
-        return torch.stack([self.only(name).pull(adjoints) for name in self.terms])
-
     def norms(self) -> dict[str, Tensor]:
         """Frobenius norms (…) of each term, and of the ``"sum"``; no matrix is formed.
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from longarc.random_state import random_state, set_random_state
+from longarc.random_state import drawing_from, random_state
 
 T = TypeVar("T")
 
@@ -27,11 +27,7 @@ def replayed(call: Callable[[], T], tensors: Iterable[Tensor]) -> Callable[[], T
     state = random_state(kind)
 
     def again() -> T:
-        before = random_state(kind)
-        set_random_state(kind, state)
-        try:
+        with drawing_from(kind, state):
             return call()
-        finally:
-            set_random_state(kind, before)
 
     return again

@@ -17,6 +17,7 @@ from longarc.report.html import write_report
 from longarc.report.page import render
 from longarc.report.quantities import thousands
 from longarc.report.saved import is_number
+from longarc.report.terminal_table import terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,17 +145,7 @@ def print_diagnosis(found: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(title: str, columns: list[str]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-    )
+    table = terminal_table(title)
     table.add_column(columns[0])
     for column in columns[1:]:
         table.add_column(column, justify="right")

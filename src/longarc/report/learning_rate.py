@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longarc.errors import RunError
-from longarc.files import whole_folder, write_json, write_text
+from longarc.files import refuse_taken, whole_folder, write_json, write_text
 from longarc.report.drawing import BLUE, MUTED, NARROW, ORANGE, Panel, data_of, panel
 from longarc.report.page import render
 from longarc.report.quantities import duration, percent, thousands
 from longarc.report.saved import is_number
+from longarc.report.terminal_table import terminal_table
 from longarc.report.training_charts import curve
 
 if TYPE_CHECKING:
@@ -20,28 +20,11 @@ FIGURES = "learning_rate.json"
 
 
 def refuse_existing(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Raise RunError unless the evidence can be written to ``folder``.
-
-    A folder with files in it is replaced only if they are those of a search, and only if asked.
-    """
+    """Raise RunError unless the evidence can be written to ``folder``."""
     folder = Path(folder).expanduser()
-    blocked = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
-    if blocked is not None:
-        raise RunError(f"{blocked} is a file; a folder is written. Name another --out.")
-    if folder.is_symlink():
-        raise RunError(f"{folder} is a link: name the folder it leads to, {folder.resolve()}.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / FIGURES).is_file() or (folder / "config.yaml").exists():
-        raise RunError(
-            f"{folder} exists and holds no search of longarc lr, so it is never overwritten. Name "
-            "another folder with --out."
-        )
-    if not overwrite:
-        raise RunError(
-            f"{folder} holds an earlier search. Name another folder with --out, or replace it with "
-            "--overwrite."
-        )
+    # A run folder has the figures of its own search, too.
+    ours = (folder / FIGURES).is_file() and not (folder / "config.yaml").exists()
+    refuse_taken(folder, "search", ours=ours, overwrite=overwrite)
 
 
 def write_search(found: dict[str, Any], folder: str | Path, data: str) -> Path:
@@ -199,18 +182,9 @@ def print_search(found: dict[str, Any], console: Console) -> None:
     ...Macro-F1...
     1e-4...0.800...recommended...
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=f"learning rate, {found['validation']:,} validation documents",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-    )
+    table = terminal_table(f"learning rate, {found['validation']:,} validation documents")
     table.add_column("Rate", min_width=8)
     for name in ("Macro-F1", "Accuracy", "Loss", "Seconds"):
         table.add_column(name, justify="right", no_wrap=True)

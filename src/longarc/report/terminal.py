@@ -20,6 +20,7 @@ from longarc.report.measures import (
     verdict,
 )
 from longarc.report.saved import SPLITS, systems
+from longarc.report.terminal_table import terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +41,6 @@ def print_metrics(metrics: dict[str, Any], console: Console) -> None:
     Model...0.875...
     ....850–.900...
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     evaluated = [split for split in SPLITS if split in metrics]
@@ -54,14 +53,7 @@ def print_metrics(metrics: dict[str, Any], console: Console) -> None:
             else (ACCURACY, BALANCED, MACRO_F1, TAIL, CALIBRATION)
         )
         n = found["model"].get("n")
-        table = Table(
-            title=f"{split}, {n:,} documents" if n is not None else split,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1),
-        )
+        table = terminal_table(f"{split}, {n:,} documents" if n is not None else split)
         table.add_column("", min_width=12)
         columns = []
         for measure in measures:
@@ -92,18 +84,9 @@ def print_pretraining(metrics: dict[str, Any], console: Console) -> None:
     ...before...after...
     Uniformity...-1.200...-1.200...
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=f"held out, {metrics['end']['n']:,} documents",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-    )
+    table = terminal_table(f"held out, {metrics['end']['n']:,} documents")
     table.add_column("", min_width=12)
     for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True)

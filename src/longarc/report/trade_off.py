@@ -18,6 +18,7 @@ from longarc.report.drawing import png, shorten
 from longarc.report.measures import Figure, figure
 from longarc.report.page import render
 from longarc.report.quantities import budget, rate
+from longarc.report.terminal_table import terminal_table
 from longarc.report.trade_off_chart import Point, trade_off_chart
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _written(options: dict[str, Any]) -> str:
 def _machine(machine: dict[str, Any]) -> str:
     """One sentence about where it was measured."""
     parts = [
-        f"{machine['cores']} cores of {machine['processor']}" if machine.get("cores") else "",
+        f"{machine['cores']} cores of {machine['machine']}" if machine.get("cores") else "",
         f"{machine['memory_gib']:g} GiB" if machine.get("memory_gib") else "",
         machine["system"],
         f"device {machine['device']}" if machine.get("device") else "",
@@ -263,18 +264,9 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def print_trade_off(found: dict[str, Any], console: Console) -> None:
     """Print a row for each candidate, the front marked, and the sentence. Fits in 100 columns."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=f"{budget(**found['budget'])}, {found['split']} split",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-    )
+    table = terminal_table(f"{budget(**found['budget'])}, {found['split']} split")
     table.add_column("Candidate", max_width=28)
     for name in ("Macro-F1", "Predicted/s", "Trained/s", "Peak MiB", "Minutes"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -1,1 +1,1 @@
-"""Published claims, one a file: run it, draw it, compare it."""
+"""Published claims, a folder or a file each: run it, draw it, compare it."""

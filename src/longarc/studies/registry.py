@@ -37,7 +37,7 @@ class StudyInfo:
 
 STUDIES: dict[str, StudyInfo] = {
     "imbalance": StudyInfo(
-        "longarc.studies.imbalance:imbalance",
+        "longarc.studies.imbalance.study:imbalance",
         "every loss as a way to re-weight cross-entropy's gradient",
         seconds=5,
         claim="Every loss for rare classes is cross-entropy with its gradient re-weighted",
@@ -66,7 +66,7 @@ STUDIES: dict[str, StudyInfo] = {
         ),
     ),
     "learning-rate": StudyInfo(
-        "longarc.studies.learning_rate:learning_rate",
+        "longarc.studies.learning_rate.study:learning_rate",
         "a finite step as a gradient penalty: on two weights, on digits, by flooding, with Adam",
         seconds=180,
         takes=("reporter",),
@@ -96,7 +96,7 @@ STUDIES: dict[str, StudyInfo] = {
         ),
     ),
     "positions": StudyInfo(
-        "longarc.studies.positions:positions",
+        "longarc.studies.positions.study:positions",
         "positions stretched threefold: masked tokens restored before and after training",
         seconds=660,
         claim=(
@@ -107,7 +107,7 @@ STUDIES: dict[str, StudyInfo] = {
         references=("su2020hierarchical",),
     ),
     "realformer": StudyInfo(
-        "longarc.studies.realformer:realformer",
+        "longarc.studies.realformer.study:realformer",
         "residual attention beside PostLN, PreLN and ReZero, from scratch and on many classes",
         seconds=7200,
         takes=("tables", "reporter"),
@@ -141,7 +141,7 @@ STUDIES: dict[str, StudyInfo] = {
         ),
     ),
     "simsiam": StudyInfo(
-        "longarc.studies.simsiam:simsiam",
+        "longarc.studies.simsiam.study:simsiam",
         "why SimSiam does not collapse: two numbers, every ablation, the mean view as target",
         seconds=600,
         takes=("reporter",),
@@ -195,7 +195,9 @@ def run_study(
         raise OptionError(
             f"The study {name!r} takes no tables: leave them out. Known to: {', '.join(takers)}."
         )
-    from longarc.studies.machine import machine
+    import torch
+
+    from longarc.machine import describe_gpu, describe_machine
     from longarc.studies.study import refuse_existing, write_study
 
     folder = Path("studies", name) if out is None else Path(out).expanduser()
@@ -207,7 +209,13 @@ def run_study(
     result: StudyResult = getattr(importlib.import_module(module), function)(quick=quick, **further)
     if quick:
         result = dataclasses.replace(result, text=(*result.text, QUICKLY))
-    run = {**machine(), "seconds": round(time.perf_counter() - started, 1), "quick": quick}
+    run = {
+        **describe_machine(),
+        **describe_gpu(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "quick": quick,
+    }
     if tables is not None:
         run["tables"] = [Path(table).name for table in tables]
     write_study(result, folder, overwrite=overwrite, run=run)

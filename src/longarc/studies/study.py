@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longarc.errors import RunError
-from longarc.files import whole_folder, write_json, write_text
+from longarc.files import refuse_taken, whole_folder, write_json, write_text
 from longarc.report.drawing import Panel
 from longarc.report.page import render
 from longarc.studies.conclusion import Conclusion
@@ -72,26 +71,10 @@ class StudyResult:
 
 
 def refuse_existing(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Raise RunError unless a study can be written to ``folder``.
-
-    A folder with files in it is replaced only if they are those of a study, and only if asked.
-    """
+    """Raise RunError unless a study can be written to ``folder``."""
     folder = Path(folder)
-    blocked = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
-    if blocked is not None:
-        raise RunError(f"{blocked} is a file; a study is written to a folder. Name another one.")
-    if folder.is_symlink():
-        raise RunError(f"{folder} is a link: name the folder it leads to, {folder.resolve()}.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / "study.json").is_file():
-        raise RunError(
-            f"{folder} exists and holds no study, so it is never overwritten. Name another folder."
-        )
-    if not overwrite:
-        raise RunError(
-            f"{folder} holds a study. Name another folder, or replace it with --overwrite."
-        )
+    ours = (folder / "study.json").is_file()
+    refuse_taken(folder, "study", ours=ours, overwrite=overwrite)
 
 
 def write_study(

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
-from longarc.errors import ModelError
+from longarc.errors import Interrupted, ModelError
 from longarc.files import write_text
 from longarc.training.progress import Advance
 
@@ -223,6 +224,23 @@ class Interruption(TrainerCallback):
     ) -> None:
         """Give the signals back."""
         self.restore()
+
+
+def train_interruptibly(trainer: Any, interruption: Interruption, **options: Any) -> None:
+    """``trainer.train(**options)``, without transformers' own lines.
+
+    Raises Interrupted where ``interruption``, one of its callbacks, stopped it.
+    """
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(**options)
+    finally:
+        interruption.restore()
+    if interruption.stopped:
+        state = trainer.state
+        raise Interrupted(
+            f"stopped after step {state.global_step} of {state.max_steps}; its state is saved."
+        )
 
 
 def ends_epoch(state: TrainerState) -> bool:

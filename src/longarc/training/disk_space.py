@@ -24,3 +24,8 @@ def refuse_full_disk(run: Path, parameters: int, copies: int = 1 + CHECKPOINTS) 
             f"{needed / 1e9:.2f} GB for checkpoints. Free some, or name a folder on another "
             "disk with --out."
         )
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that the disk is full; safetensors has its own words for it."""
+    return "No space left on device" in str(error) or "os error 28" in str(error)

@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import EarlyStoppingCallback
-from transformers.trainer_callback import PrinterCallback
 
-from longarc.errors import Interrupted
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import UNUSED_OUTPUTS
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
+from longarc.training.callbacks import (
+    Bar,
+    CheckpointClock,
+    FiniteLoss,
+    Interruption,
+    RunLog,
+    train_interruptibly,
+)
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import validation_metrics
 from longarc.training.monitors import SharpnessMonitor, UpdateMonitor
-from longarc.training.path_recorder import PathRecorder
 from longarc.training.progress import Advance
+from longarc.training.recording.path_recorder import PathRecorder
 from longarc.training.run_folder import RunFolder
 from longarc.training.trainer import Trainer
 
@@ -79,19 +84,16 @@ def fine_tune(
         sampling_weights=sampling_weights,
         callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)
     if config.monitors:
         trainer.add_callback(UpdateMonitor(log.write))
         trainer.add_callback(SharpnessMonitor(log.write, trainer.update_loss))
-    try:
-        trainer.train(resume_from_checkpoint=resume_from, ignore_keys_for_eval=UNUSED_OUTPUTS)
-    finally:
-        interruption.restore()
+    train_interruptibly(
+        trainer,
+        interruption,
+        resume_from_checkpoint=resume_from,
+        ignore_keys_for_eval=UNUSED_OUTPUTS,
+    )
     state = trainer.state
-    if interruption.stopped:
-        raise Interrupted(
-            f"stopped after step {state.global_step} of {state.max_steps}; its state is saved."
-        )
     best = state.best_global_step if validation is not None else None
     if args.process_index == 0:
         seconds = round(time.monotonic() - started, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from longarc.training.arguments import training_arguments
 from longarc.training.baseline import LinearBaseline
 from longarc.training.batches import Documents
 from longarc.training.checkpoint import last_checkpoint
-from longarc.training.disk_space import CHECKPOINTS, refuse_full_disk
+from longarc.training.disk_space import CHECKPOINTS, is_full_disk, refuse_full_disk
 from longarc.training.evaluation import score, score_decisions
 from longarc.training.learning_rate.search import search_learning_rate
 from longarc.training.prediction import Predictor, bfloat16_is_fast, chosen_device
@@ -38,7 +37,6 @@ from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.recipes.second_stage import check_head
 from longarc.training.recipes.trials import Trials
 from longarc.training.run_folder import RunFolder, create_run_folder, describe_origin
-from longarc.training.run_recorder import refuse_several
 from longarc.training.starting_model import fit_attention, starting_model
 
 
@@ -84,7 +82,7 @@ class Groundwork:
             ("--learning-rate auto", self.config.learning_rate == "auto"),
         ):
             if given:
-                refuse_several(flag, self.args.world_size * max(1, self.args.n_gpu))
+                _refuse_several(flag, self.args.world_size * max(1, self.args.n_gpu))
         if any(r.uses_embeddings for r in build_regularizers(self.config.regularizers)):
             check_same_by_embeddings(self.model)
         self.predictor = Predictor(
@@ -124,7 +122,7 @@ class Groundwork:
                 "larger --accumulation (the same update), or a smaller --max-length."
             ) from error
         except Exception as error:
-            if "No space left on device" in str(error) or "os error 28" in str(error):
+            if is_full_disk(error):
                 raise RunError(self._full_disk()) from error
             raise
         except KeyboardInterrupt:
@@ -331,14 +329,21 @@ class Groundwork:
         state = f"The checkpoint {kept.name} is whole" if kept else "No checkpoint was saved yet"
         return (
             f"no space left on the disk of {self.folder.path}. {state}. "
-            f"Free some space; then {self._how_to_resume()[0].lower()}{self._how_to_resume()[1:]}"
+            f"Free some space. {self._how_to_resume()}"
         )
 
     def _how_to_resume(self) -> str:
-        if self.config.data.startswith("<"):
-            return "Go on with: longarc.fit(the same data and options, resume=True)"
-        return f"Go on with: longarc train --resume --out {shlex.quote(str(self.folder.path))}"
+        return self.folder.how_to_resume(self.config.data)
 
     def _wait(self) -> None:
         if self.args.world_size > 1:
             torch.distributed.barrier()
+
+
+def _refuse_several(flag: str, processes: int) -> None:
+    """Raise OptionError unless one process trains on one device, before the baselines' minutes."""
+    if processes > 1:
+        raise OptionError(
+            f"{flag} is for one process on one device, and there are {processes}. Drop it, "
+            "or train with one."
+        )

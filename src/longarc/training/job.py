@@ -31,8 +31,8 @@ from longarc.training.progress import Reporter
 from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.recipes.second_stage import SecondStage
 from longarc.training.recipes.trials import Trials
+from longarc.training.recording.run_recorder import recorder_of
 from longarc.training.run_folder import RunFolder, refuse_existing
-from longarc.training.run_recorder import recorder_of
 from longarc.training.trainer import is_main_process
 
 

@@ -29,12 +29,14 @@ from longarc.version import __version__
 class RunFolder:
     """Where each part of a run lies. Opening reads nothing; each property is a path.
 
-    ``verb`` is the command that made it, and ``options`` the kind of its options.
+    ``verb`` is the command that made it, ``call`` the same in Python, and ``options`` the kind of
+    its options.
     """
 
     path: Path
 
     verb: ClassVar[str] = "train"
+    call: ClassVar[str] = "longarc.fit"
     options: ClassVar[type] = TrainConfig
 
     @property
@@ -141,6 +143,17 @@ class RunFolder:
         """Whether training ended and everything was written."""
         return self.metrics_file.is_file() and self.model.is_dir()
 
+    @property
+    def resuming_command(self) -> str:
+        """The command that goes on with the run."""
+        return f"longarc {self.verb} --resume --out {shlex.quote(str(self.path))}"
+
+    def how_to_resume(self, data: str) -> str:
+        """A sentence on how to go on; documents that were given in Python have to be again."""
+        if data.startswith("<"):
+            return f"Go on with: {self.call}(the same data and options, resume=True)"
+        return f"Go on with: {self.resuming_command}"
+
     def _values(self) -> dict[str, Any]:
         try:
             values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
@@ -192,7 +205,7 @@ def open_run_folder(
         raise RunError(
             f"the run in {folder.path} has not ended: it has no "
             f"{'model/' if not folder.model.is_dir() else 'metrics.json'}. "
-            f"Go on with: longarc {kind.verb} --resume --out {shlex.quote(str(folder.path))}"
+            f"Go on with: {folder.resuming_command}"
         )
     return folder
 
@@ -249,7 +262,7 @@ def create_run_folder(
             )
             raise RunError(
                 f"the run in {folder.path} started with other options ({named}). Resume with the "
-                f"same ones: longarc {kind.verb} --resume --out {shlex.quote(str(folder.path))}"
+                f"same ones: {folder.resuming_command}"
             )
         if folder.provenance().get("data_sha256") != provenance["data_sha256"]:
             raise RunError(

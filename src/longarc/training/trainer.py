@@ -26,7 +26,7 @@ from longarc.training.checkpoint import (
     save_random_state,
 )
 from longarc.training.parameters import parameter_groups
-from longarc.training.path_recorder import check_recordable
+from longarc.training.recording.path_recorder import check_recordable
 from longarc.training.regularized_step import check_regularizers, regularized_step
 
 if TYPE_CHECKING:

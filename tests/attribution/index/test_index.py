@@ -17,7 +17,7 @@ from longarc.attribution.index.store import Index
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import DataError, ModelError, OptionError, RunError
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.recorded_path import RecordedPath
 
 X = torch.tensor([[0.3, -0.2, 0.5, 1.0]], dtype=torch.float64)
 WHOLE = {"dimensions": None, "dtype": "float64", "checkpoints": 99}

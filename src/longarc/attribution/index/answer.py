@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from longarc.attribution.index.search import scores
 from longarc.attribution.index.store import Index, path_identity
 from longarc.attribution.query import Query
 from longarc.errors import OptionError, RunError
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import Replay, logits_of
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import Replay, logits_of
 
 
 def explain_by_index(
@@ -26,7 +25,6 @@ def explain_by_index(
     queries: Sequence[Query],
     *,
     labels: Sequence[str] | None = None,
-    advance: Callable[[float], Any] | None = None,
 ) -> list[Explanation]:
     """Estimate, for each query, which training examples made its value.
 
@@ -40,7 +38,6 @@ def explain_by_index(
         model: of the architecture that was trained; its weights do not matter, and stay.
         queries: the values to explain.
         labels: (N,) class names of the training set, for ``by_class``.
-        advance: is called with the number of rows compared.
 
     Raises:
         OptionError: no query.
@@ -61,7 +58,7 @@ def explain_by_index(
     documents = range(index.about["documents"])  # queries need none of them
     with Replay(path, model, documents, dict):
         answer.walk()
-    found = scores(index, answer.directions, answer.sketches, advance=advance)
+    found = scores(index, answer.directions, answer.sketches)
     return [
         Explanation(
             name=query.name,

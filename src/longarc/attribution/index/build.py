@@ -26,8 +26,8 @@ from longarc.attribution.index.projection import Projection
 from longarc.attribution.index.store import Index, create, path_identity
 from longarc.errors import ModelError, OptionError
 from longarc.options import check_choice, check_whole
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import Replay, logits_of
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import Replay, logits_of
 from longarc.version import __version__
 
 Progress = Callable[[int], AbstractContextManager[Callable[[float], Any]]]

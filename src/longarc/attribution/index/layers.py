@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longarc.attribution.index.projection import Projection
-from longarc.attribution.products import rows_apart
+from longarc.attribution.products import hooked, rows_apart
 from longarc.errors import ModelError
 
 
@@ -33,37 +33,19 @@ def project(
     rows: list[Tensor] = []
     like = projection.direction({})
 
-    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        x = inputs[0].detach()
-        if not output.requires_grad:  # a copy, since what follows may work in place
-            output = output.detach().requires_grad_().clone()
+    def take(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+        if not rows:
+            rows.append(like.new_zeros(len(gradient), projection.size))
+        if len(x) != len(gradient) or len(gradient) != len(rows[0]):
+            raise ModelError(
+                f"{type(module).__name__} sees {len(x)} rows where others see {len(rows[0])}: "
+                "gradients of single examples cannot be told apart. Expected the examples on "
+                "the first axis. Leave the layer out of the index with parameters=."
+            )
+        _LAYERS[type(module)](module, modules[module], x, gradient, projection, rows[0])
 
-        def take(gradient: Tensor) -> None:
-            if not rows:
-                rows.append(like.new_zeros(len(gradient), projection.size))
-            if len(x) != len(gradient) or len(gradient) != len(rows[0]):
-                raise ModelError(
-                    f"{type(module).__name__} sees {len(x)} rows where others see {len(rows[0])}: "
-                    "gradients of single examples cannot be told apart. Expected the examples on "
-                    "the first axis. Leave the layer out of the index with parameters=."
-                )
-            _LAYERS[type(module)](module, modules[module], x, gradient, projection, rows[0])
-
-        output.register_hook(take)
-        return output
-
-    needed = {p: p.requires_grad for p in model.parameters()}
-    handles = [module.register_forward_hook(watch) for module in modules]
-    try:
-        for parameter in needed:
-            parameter.requires_grad_(False)
-        with rows_apart(model), torch.enable_grad():
-            logits = backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, need in needed.items():
-            parameter.requires_grad_(need)
+    with hooked(model, modules, take, freeze=True), rows_apart(model), torch.enable_grad():
+        logits = backward()
     return rows[0] if rows else like.new_zeros(len(logits), projection.size)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longarc.training.recorded_path import RecordedPath
-from longarc.training.replay import Replay
+from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import Replay
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,20 +29,13 @@ class Scores:
     sum_errors: np.ndarray
 
 
-def scores(
-    index: Index,
-    directions: Sequence[Tensor],
-    sketches: int,
-    *,
-    advance: Callable[[float], Any] | None = None,
-) -> Scores:
+def scores(index: Index, directions: Sequence[Tensor], sketches: int) -> Scores:
     """One matrix product for each part of the index; memory is that of a part and the result.
 
     Args:
         index: a whole one.
         directions: (Q, size) for each checkpoint.
         sketches: estimates side by side in a row.
-        advance: is called with the number of rows done.
 
     Raises:
         RunError: parts of the index are missing.
@@ -65,8 +57,6 @@ def scores(
             values[:, at] += value.numpy()
             variances[:, at] += variance.numpy()
             whole += rows.cpu().sum(dim=0, dtype=torch.float64)
-            if advance is not None:
-                advance(len(rows))
         value, variance = estimates(whole, wanted.cpu().double(), sketches)
         sums[:, c] = value[:, 0].numpy()
         sum_variances += variance[:, 0].numpy()

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from longarc.attribution.index.hashed import Hashed
 from longarc.attribution.index.plan import Checkpoint, as_checkpoints
 from longarc.attribution.index.projection import Projection, Sketches, Whole, balanced
 from longarc.errors import RunError
-from longarc.files import whole_file, write_json
-from longarc.training.recorded_path import RecordedPath
+from longarc.files import write_json
+from longarc.training.recording.recorded_path import RecordedPath, save_tensors
 
 FORMAT = 1
 
@@ -108,7 +108,7 @@ class Index:
             "scales": scales.to(torch.promote_types(kind, torch.float32)),
             "rows": (rows / scales[:, None]).to(kind),
         }
-        self._save(tensors, self.part_file(step, number))
+        save_tensors(tensors, self.part_file(step, number))
 
     def read_part(self, step: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """(n,) documents, (n,) scales and (n, size) rows, mapped from the file."""
@@ -159,12 +159,7 @@ class Index:
 
     def write_kept(self, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights that no snapshot has."""
-        self._save(dict(weights), self.folder / "kept.safetensors")
-
-    def _save(self, tensors: dict[str, Tensor], file: Path) -> None:
-        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        with whole_file(file) as temporary:
-            save_file(plain, temporary)
+        save_tensors(weights, self.folder / "kept.safetensors")
 
 
 def create(folder: Path, about: dict[str, Any]) -> Index:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from longarc.random_state import random_state, set_random_state
+from longarc.random_state import drawing_from, random_state
 
 
 class Randomness:
@@ -37,9 +37,5 @@ class Randomness:
             self.states[name] = random_state(self.kind)
             yield
             return
-        before = random_state(self.kind)
-        set_random_state(self.kind, self.states[name])
-        try:
+        with drawing_from(self.kind, self.states[name]):
             yield
-        finally:
-            set_random_state(self.kind, before)

@@ -19,9 +19,11 @@ from longarc.report.drawing import (
     data_of,
     panel,
 )
-from longarc.studies.kernel_machine.findings import interval, orders, told
+from longarc.studies.kernel_machine.findings import orders, told
 from longarc.studies.kernel_machine.measured import Measured
 from longarc.studies.kernel_machine.neighbours import MEASURES, TOP
+from longarc.studies.shared.charts import chart_title, side_by_side
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import StudyFigure
 
 CONSTANT = "constant weights"
@@ -112,7 +114,7 @@ def _ledger(measured: Measured) -> StudyFigure:
         panel(
             "The ledger against training again",
             f"{said}.",
-            lambda width: _beside(
+            lambda width: side_by_side(
                 [_cloud(title, a, b, mean, width) for title, a, b, mean, _ in sides], width
             ),
         ),
@@ -151,9 +153,7 @@ def _cloud(title: str, foretold: np.ndarray, again: np.ndarray, slope: float, wi
     return alt.layer(*drawn).properties(
         width=width - 75 if narrow else (WIDE - 170) // 2,
         height=220 if narrow else 260,
-        title=alt.TitleParams(
-            title, anchor="start", fontSize=13, fontWeight="normal", color=INK, offset=8
-        ),
+        title=chart_title(title),
     )
 
 
@@ -179,7 +179,7 @@ def _neighbours(measured: Measured) -> StudyFigure:
         panel(
             "Nearest training texts",
             f"{said}.",
-            lambda width: _beside(
+            lambda width: side_by_side(
                 [_shares(title, rows, chance, width) for title, rows, chance in sides], width
             ),
         ),
@@ -208,13 +208,5 @@ def _shares(title: str, rows: Sequence[dict[str, Any]], chance: float, width: in
     return alt.layer(level, bars, dots).properties(
         width=width - 110 if narrow else (WIDE - 270) // 2,
         height=34 * len(rows),
-        title=alt.TitleParams(
-            title, anchor="start", fontSize=13, fontWeight="normal", color=INK, offset=8
-        ),
+        title=chart_title(title),
     )
-
-
-def _beside(charts: Sequence[Any], width: int) -> Any:
-    import altair as alt
-
-    return alt.vconcat(*charts) if width == NARROW else alt.hconcat(*charts, spacing=40)

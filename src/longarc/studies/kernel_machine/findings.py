@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from longarc.studies.kernel_machine.ledger import GAUSSIANS, PATH, Edits
 from longarc.studies.kernel_machine.measured import Measured
 from longarc.studies.kernel_machine.neighbours import TOP
 from longarc.studies.kernel_machine.walks import ORDERS, slope
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import Finding
 
 CLOSE = 0.1  # an order of convergence, to count as the one expected
@@ -28,21 +26,6 @@ def findings(measured: Measured) -> list[Finding]:
         *_ledger(measured),
         *_neighbours(measured),
     ]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of the values and half the width of its 95 % interval by Student's t; 0 of one value.
-
-    >>> interval([1.0, 2.0, 3.0])
-    (2.0, 2.48...)
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return mean, 0.0
-    return mean, float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 def told(values: Sequence[float], form: str = ".2f") -> str:

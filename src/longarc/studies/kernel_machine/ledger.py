@@ -15,8 +15,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from longarc.attribution.kernel_machine import KernelMachine
-from longarc.studies.digits_networks import draw_digits
 from longarc.studies.kernel_machine.trainings import Network, Points, items, train
+from longarc.studies.shared.digits_networks import draw_digits
 
 WIDTHS = (64, 24, 24, 2)
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -27,14 +27,10 @@ PATH, GAUSSIANS = "SVM, path kernel", "SVM, Gaussians"
 
 @dataclass(frozen=True)
 class Edits:
-    """Changes of the margins of Q images by R edits, foretold and by training again, (R, Q).
-
-    ``renormalised`` is training again with the mean over those that are left; None for additions.
-    """
+    """Changes of the margins of Q images by R edits, foretold and by training again, (R, Q)."""
 
     foretold: np.ndarray
     retrained: np.ndarray
-    renormalised: np.ndarray | None = None
 
     @property
     def correlation(self) -> float:
@@ -127,11 +123,7 @@ def try_seed(size: LedgerSize, seed: int, advance: Callable[[], object] = lambda
         kept = torch.ones(len(draws), len(x)).double()
         for row, ids in zip(kept, draws, strict=True):
             row[ids] = 0
-        found[count] = Edits(
-            np.stack(forgotten[count]),
-            again(x, y, kept / len(x)) - base,
-            again(x, y, kept / (len(x) - count)) - base,
-        )
+        found[count] = Edits(np.stack(forgotten[count]), again(x, y, kept / len(x)) - base)
         taken = [range(d * most, d * most + count) for d in range(size.draws)]
         both = torch.zeros(size.draws, len(x) + len(new[0])).double()
         both[:, : len(x)] = 1

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from longarc.studies.conclusion import Conclusion, conclude, measured
 from longarc.studies.kernel_machine.figures import figures
-from longarc.studies.kernel_machine.findings import findings, interval
+from longarc.studies.kernel_machine.findings import findings
 from longarc.studies.kernel_machine.ledger import WIDTHS, LedgerSize
 from longarc.studies.kernel_machine.measured import Measured, Size, measure
 from longarc.studies.kernel_machine.neighbours import HIDDEN, MEASURES, TOKENS, TOP, NeighbourSize
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 

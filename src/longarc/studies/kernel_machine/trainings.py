@@ -15,8 +15,8 @@ from transformers import PrinterCallback, TrainingArguments, default_data_collat
 
 from longarc.attribution.kernel_machine import KernelMachine
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
-from longarc.training.path_recorder import PathRecorder
-from longarc.training.recorded_path import RecordedPath
+from longarc.training.recording.path_recorder import PathRecorder
+from longarc.training.recording.recorded_path import RecordedPath
 from longarc.training.trainer import Trainer
 
 

@@ -14,7 +14,13 @@ from torch.func import jvp, vjp
 from torch.nn import functional
 
 from longarc.attribution.quadrature import gauss
-from longarc.studies.digits_networks import Digits, draw_digits, logits, slope_at, start_weights
+from longarc.studies.shared.digits_networks import (
+    Digits,
+    draw_digits,
+    logits,
+    slope_at,
+    start_weights,
+)
 
 RULES = {
     "start of the step": ((0.0, 1.0),),

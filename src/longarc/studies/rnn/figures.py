@@ -23,7 +23,8 @@ from longarc.studies.rnn.findings import GATES, NAMES
 from longarc.studies.rnn.measured import NO_BIAS, Measured
 from longarc.studies.rnn.readers import CELLS, GATED
 from longarc.studies.rnn.statistics import accuracies, finite
-from longarc.studies.simsiam_findings import interval
+from longarc.studies.shared.charts import colour_by_name
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import StudyFigure
 
 COLOURS = {
@@ -260,7 +261,7 @@ def _accuracies(measured: Measured) -> StudyFigure:
             y=alt.Y("task:N", sort=tasks, title=None,
                     axis=alt.Axis(domain=False, ticks=False, labelLimit=190)),
             yOffset=alt.YOffset("who:N", sort=names),
-            color=_colour(alt, names, COLOURS, width),
+            color=colour_by_name({name: COLOURS[name] for name in names}, width, columns=2),
         )  # fmt: skip
         scale, title = alt.Scale(zero=False), "accuracy, %"
         bars = base.mark_rule(strokeWidth=2).encode(
@@ -314,7 +315,8 @@ def _lines(
         values=alt.Undefined if ticks is None else ticks,
     )
     base = alt.Chart(data_of(rows)).encode(
-        x=alt.X("x:Q", title=x, scale=across, axis=axis), color=_colour(alt, names, COLOURS, width)
+        x=alt.X("x:Q", title=x, scale=across, axis=axis),
+        color=colour_by_name({name: COLOURS[name] for name in names}, width, columns=2),
     )
     side = alt.Axis(tickCount=5, format="~g", domain=False)
     chart = base.mark_line(strokeWidth=2, point={"size": 36}).encode(
@@ -349,7 +351,7 @@ def _facets(
                         axis=alt.Axis(grid=False, format="d", tickCount=4)),
                 y=alt.Y("y:Q", title=y if title in titles[::columns] else None, scale=up,
                         axis=alt.Axis(tickCount=5, format="~g", domain=False)),
-                color=_colour(alt, list(colours), colours, width),
+                color=colour_by_name(colours, width, columns=2),
             )
             .properties(
                 width=width - 60 if width == NARROW else (WIDE - 70) // columns - 30,
@@ -358,11 +360,3 @@ def _facets(
             )
         )  # fmt: skip
     return alt.concat(*drawn, columns=columns)
-
-
-def _colour(alt: Any, names: Sequence[str], colours: Mapping[str, str], width: int) -> Any:
-    return alt.Color(
-        "who:N",
-        scale=alt.Scale(domain=list(names), range=[colours[name] for name in names]),
-        legend=alt.Legend(symbolType="stroke", columns=2 if width == NARROW else 0),
-    )

@@ -28,6 +28,7 @@ from longarc.studies.rnn.statistics import (
     told,
 )
 from longarc.studies.rnn.texts import Reading
+from longarc.studies.shared.intervals import interval
 from longarc.studies.study import Finding
 
 NAMES = {
@@ -379,8 +380,6 @@ def _ratio(logs: Sequence[float]) -> str:
     >>> _ratio([0.0, 0.0])
     '1.00 (1.00 to 1.00)'
     """
-    from longarc.studies.simsiam_findings import interval
-
     mean, half = interval(logs)
     low, high = (math.exp(mean + sign * half) for sign in (-1, 1))
     return f"{math.exp(mean):.2f} ({low:.2f} to {high:.2f})"

@@ -10,13 +10,13 @@ import torch
 
 from longarc.data.examples import Examples, read_examples
 from longarc.data.licenses import read_licenses
-from longarc.studies.long_tailed_tuning import Task, make_task
 from longarc.studies.rnn.bounds import Bounds, find_bounds
 from longarc.studies.rnn.exercises import Exercise
 from longarc.studies.rnn.readers import CELLS, GATED, Outcome, Start, Training, train
 from longarc.studies.rnn.speed import speeds
 from longarc.studies.rnn.texts import Reading, read, steps_of
-from longarc.studies.word_windows import Words
+from longarc.studies.shared.long_tailed_tuning import Task, make_task
+from longarc.studies.shared.word_windows import Words
 from longarc.training.progress import Reporter
 
 NO_BIAS = "lstm, forget bias 0"

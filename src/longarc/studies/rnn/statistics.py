@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from longarc.studies.long_tailed_tuning import figures
 from longarc.studies.rnn.gradients import Look
 from longarc.studies.rnn.measured import Measured
 from longarc.studies.rnn.readers import Outcome
 from longarc.studies.rnn.texts import Reading
-from longarc.studies.simsiam_findings import interval
+from longarc.studies.shared.intervals import interval
+from longarc.studies.shared.long_tailed_tuning import figures
 
 SOLVED = 0.9
 """The score from which an exercise counts as learnt."""

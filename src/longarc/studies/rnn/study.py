@@ -1,4 +1,4 @@
-"""Study: what recurrent cells can keep, by which gate, and what that is worth."""
+"""The study's entry: its sizes, what it says, its table."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from longarc.models.recurrent.config import RecurrentConfig
 from longarc.models.recurrent.model import RecurrentForSequenceClassification
-from longarc.studies.long_tailed_tuning import Task
 from longarc.studies.rnn.gradients import Look, look_back
-from longarc.studies.scratch_encoders import main_directions
-from longarc.studies.word_windows import PAD
+from longarc.studies.shared.long_tailed_tuning import Task
+from longarc.studies.shared.scratch_encoders import main_directions
+from longarc.studies.shared.word_windows import PAD
 
 RATE = 5e-3
 """The largest learning rate, for every cell; not tuned."""

@@ -16,6 +16,7 @@ class PretrainFolder(RunFolder):
     """Where each part of a pretraining run lies (docs/run-folder.md)."""
 
     verb: ClassVar[str] = "pretrain"
+    call: ClassVar[str] = "longarc.pretrain"
     options: ClassVar[type] = PretrainConfig
 
     @property

@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.trainer_callback import PrinterCallback
 
 from longarc.data.augment import TextViews, special_ids
 from longarc.data.columns import Columns, choose_columns
@@ -28,9 +26,16 @@ from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
 from longarc.training.arguments import common_arguments
-from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
+from longarc.training.callbacks import (
+    Bar,
+    CheckpointClock,
+    FiniteLoss,
+    Interruption,
+    RunLog,
+    train_interruptibly,
+)
 from longarc.training.checkpoint import last_checkpoint
-from longarc.training.disk_space import CHECKPOINTS, refuse_full_disk
+from longarc.training.disk_space import CHECKPOINTS, is_full_disk, refuse_full_disk
 from longarc.training.prediction import bfloat16_is_fast, chosen_device
 from longarc.training.pretraining.config import PretrainConfig
 from longarc.training.pretraining.documents import (
@@ -131,7 +136,7 @@ class _Job:
         except LongarcError:
             raise
         except Exception as error:
-            if "No space left on device" in str(error) or "os error 28" in str(error):
+            if is_full_disk(error):
                 raise RunError(
                     f"no space left on the disk of {self.folder.path}. Free some space. "
                     f"{self._how_to_resume()}"
@@ -247,17 +252,12 @@ class _Job:
                 config=self.config,
                 watched=watch.state,
             )
-            trainer.remove_callback(PrinterCallback)
-            try:
-                if self.config.epochs:
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            finally:
-                interruption.restore()
-        if interruption.stopped:
-            raise Interrupted(
-                f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; its "
-                f"state is saved. {self._how_to_resume()}"
-            )
+            if self.config.epochs:
+                resumed = str(checkpoint) if checkpoint else None
+                try:
+                    train_interruptibly(trainer, interruption, resume_from_checkpoint=resumed)
+                except Interrupted as stopped:
+                    raise Interrupted(f"{stopped} {self._how_to_resume()}") from None
         self.steps = trainer.state.global_step
         return watch
 
@@ -332,9 +332,7 @@ class _Job:
         return None
 
     def _how_to_resume(self) -> str:
-        if self.config.data.startswith("<"):
-            return "Go on with: longarc.pretrain(the same data and options, resume=True)"
-        return f"Go on with: longarc pretrain --resume --out {shlex.quote(str(self.folder.path))}"
+        return self.folder.how_to_resume(self.config.data)
 
 
 def _described(alarm: CollapseAlarm | None) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Study: residual attention (RealFormer) beside PostLN, PreLN and ReZero, from scratch."""

@@ -1,0 +1,1 @@
+"""What several studies stand on: their texts, networks and trainings."""

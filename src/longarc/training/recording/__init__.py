@@ -1,0 +1,1 @@
+"""Recording a training so that it can be replayed: what explanations are computed from."""
