@@ -165,6 +165,10 @@ def test_scripts_the_tokenizer_does_not_know(tokenizer):
     assert found["unknown-script"].examples == [21]
 
 
+def token_lengths(texts, tokenizer):
+    return [length for length, _ in measure(texts, tokenizer)]
+
+
 ARABIC = "دفعت الشركة قيمة الفاتورة في العام الماضي"
 
 
@@ -220,10 +224,6 @@ def test_a_tokenizer_that_knows_the_script_or_spells_everything():
     characters = PreTrainedTokenizerFast(tokenizer_object=letters)
     assert len(characters.tokenize(ARABIC)) == len(ARABIC)
     assert spelled_texts([ARABIC], characters) is None
-
-
-def token_lengths(texts, tokenizer):
-    return [length for length, _ in measure(texts, tokenizer)]
 
 
 def test_token_lengths_against_one_by_one(tokenizer):

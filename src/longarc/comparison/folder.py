@@ -137,15 +137,14 @@ def resumed(config: CompareConfig) -> CompareConfig:
 def refuse_existing(config: CompareConfig) -> None:
     """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced."""
     path = config.folder
-    if path.is_dir() and not path.is_symlink() and is_empty(path):
-        return
-    refuse_taken(
-        path,
-        "comparison",
-        ours=CompareFolder(path).settings.is_file(),
-        overwrite=config.overwrite,
-        resumable=True,
-    )
+    if path.is_symlink() or not path.is_dir() or not is_empty(path):
+        refuse_taken(
+            path,
+            "comparison",
+            ours=CompareFolder(path).settings.is_file(),
+            overwrite=config.overwrite,
+            resumable=True,
+        )
     inline = config.candidates.lstrip().startswith("{")
     tables = (config.data, config.validation, config.test)
     for given in tables if inline else (*tables, config.candidates):
