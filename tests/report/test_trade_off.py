@@ -173,6 +173,15 @@ def test_a_baseline_that_failed_is_a_row_that_says_why(found, tmp_path, capsys):
     assert "TF-IDF + linear SVM failed: no <i>words</i>" in capsys.readouterr().out
 
 
+def test_the_page_says_how_the_turns_were_taken(found, tmp_path):
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "in a process that stayed alive" in page
+    found["speed"]["alone"] = True
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "stayed alive" not in page
+    assert "each turn had a process of its own" in page
+
+
 def test_a_training_that_was_discarded_is_marked(found, tmp_path, capsys):
     page = render("trade_off.html.j2", context_of(found, tmp_path))
     assert "was kept" not in page

@@ -218,6 +218,7 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         and (baseline["name"], Figure(*(baseline[k] for k in ("value", "low", "high")))),
         "whose": WHOSE,
         "start_note": start_note(found),
+        "alone": found["speed"].get("alone", False),
         "machine": _machine(found["machine"]),
         "several": len(found["seeds"]) > 1,
     }
