@@ -11,9 +11,11 @@ from longarc.comparison.candidates import (
     read_candidates,
     what_differs,
 )
+from longarc.comparison.config import CompareConfig
+from longarc.comparison.folder import refuse_existing
 from longarc.comparison.presets import PRESETS
 from longarc.comparison.scratch_names import SCRATCH
-from longarc.errors import LongarcError, OptionError
+from longarc.errors import LongarcError, OptionError, RunError
 from longarc.models.attention.registry import ATTENTIONS, AttentionInfo
 from longarc.objectives.losses.registry import LOSSES, LossInfo, loss_names
 from longarc.objectives.regularizers.registry import REGULARIZERS, RegularizerInfo
@@ -157,3 +159,16 @@ def test_presets_are_candidates(name, multi_label, length):
         packaged = candidate.options.get("model") is None
         if name == "attention":
             assert stretched == (packaged and own > 512)
+
+
+def test_a_folder_named_like_its_preset_is_not_taken_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "attention").mkdir()
+    refuse_existing(CompareConfig(data="t.csv", candidates="attention", out="attention"))
+    (tmp_path / "mine").mkdir()
+    for name in ("compare.yaml", "mine.yaml"):
+        (tmp_path / "mine" / name).write_text("exact: {}")
+    ours = {"data": "t.csv", "out": "mine", "overwrite": True}
+    refuse_existing(CompareConfig(candidates="{exact: {}}", **ours))
+    with pytest.raises(RunError, match=r"mine.yaml lies in mine, which --overwrite deletes"):
+        refuse_existing(CompareConfig(candidates="mine/mine.yaml", **ours))

@@ -60,6 +60,15 @@ class Candidate:
         return TrainConfig(**{**DEFAULTS, **self.options, **shared})
 
 
+def in_a_file(source: str) -> bool:
+    """Whether a file names the candidates: not a preset, nor the line itself.
+
+    >>> in_a_file("attention"), in_a_file("{exact: {}}"), in_a_file("mine.yaml")
+    (False, False, True)
+    """
+    return source not in PRESETS and not source.lstrip().startswith("{")
+
+
 def read_candidates(source: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Names and options from a file, from one line of YAML, or as they are.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from longarc.comparison.candidates import Candidate
+from longarc.comparison.candidates import Candidate, in_a_file
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.hold import HOLDER, LOCK, is_empty
 from longarc.comparison.slot import Slot
@@ -145,9 +145,9 @@ def refuse_existing(config: CompareConfig) -> None:
             overwrite=config.overwrite,
             resumable=True,
         )
-    inline = config.candidates.lstrip().startswith("{")
-    tables = (config.data, config.validation, config.test)
-    for given in tables if inline else (*tables, config.candidates):
+    files = [config.data, config.validation, config.test]
+    files += [config.candidates] if in_a_file(config.candidates) else []
+    for given in files:
         file = Path(given or "").expanduser()
         if given and file.exists() and file.resolve().is_relative_to(path.resolve()):
             raise RunError(

@@ -18,6 +18,7 @@ from rich.console import Console
 from longarc.comparison.budget import Budget
 from longarc.comparison.candidates import (
     Candidate,
+    in_a_file,
     make_candidates,
     read_candidates,
     what_differs,
@@ -154,8 +155,7 @@ def _of_memory(needs: Needs) -> str:
 def _edited_since(config: CompareConfig, then: Mapping[str, Any]) -> str:
     """A line where the file of candidates is no longer what the comparison began with."""
     named = config.candidates
-    inline = named in PRESETS or named.lstrip().startswith("{")
-    if inline or not Path(named).expanduser().is_file():
+    if not in_a_file(named) or not Path(named).expanduser().is_file():
         return ""  # what was moved or was never a file is not missed
     try:
         now = as_saved(make_candidates(read_candidates(named), config.options))
