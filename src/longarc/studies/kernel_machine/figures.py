@@ -190,7 +190,7 @@ def _shares(title: str, rows: Sequence[dict[str, Any]], chance: float, width: in
     import altair as alt
 
     scale = alt.Scale(domain=[0, 100], nice=False)
-    axis = alt.Axis(tickCount=5, format="~g")
+    axis = alt.Axis(tickCount=5, format="d")
     y = alt.Y("who:N", sort=list(MEASURES), title=None, axis=alt.Axis(domain=False, ticks=False))
     base = alt.Chart(data_of(rows)).encode(y=y)
     bars = base.mark_rule(strokeWidth=1.5, color=BLUE).encode(
