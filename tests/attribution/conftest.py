@@ -80,7 +80,7 @@ def small():
 def record(tiny, tmp_path):
     """Train a small net with a recorder; return trainer, path and a function that explains."""
 
-    def run(*, model=None, data=None, loss=None, collate=None, **options):
+    def run(*, model=None, data=None, loss=None, collate=None, regularizers=(), **options):
         data = Points(11) if data is None else data
         model = Net() if model is None else model
         settings = {"per_device_train_batch_size": 4, "max_steps": 5} | options
@@ -91,6 +91,7 @@ def record(tiny, tmp_path):
             train_dataset=data,
             data_collator=collate or transformers.default_data_collator,
             loss=loss or longarc.CrossEntropyLoss(),
+            regularizers=regularizers,
             callbacks=[longarc.PathRecorder(folder / "path")],
         )
         trainer.remove_callback(transformers.PrinterCallback)

@@ -87,6 +87,20 @@ def test_the_parts_add_up_for_every_loss(record, small, name):
     adds_up(run.explain(tolerance=TIGHT), bound=1e-8)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_parts_add_up_with_each_documents_loss_flooded(record, small, accumulation):
+    """Where a document's loss lies below the level, its gradient is turned round."""
+    flooding = longarc.Flooding(level=1.0, per_example=True)
+    options = {"gradient_accumulation_steps": accumulation, "max_steps": 6} | ADAMW
+    run = record(model=small.Net(0.3), regularizers=[flooding], **options)
+    plain = record(model=small.Net(0.3), **options)
+    (recorder,) = (c for c in run.trainer.callback_handler.callbacks if hasattr(c, "verify"))
+    assert {drift.difference for drift in recorder.verify()} == {0.0}
+    found = run.explain(tolerance=TIGHT)
+    adds_up(found)
+    assert abs(found[0].final - plain.explain(tolerance=TIGHT)[0].final) > 1e-3
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_adams_coupled_decay_and_amsgrad(tiny, small, tmp_path, optimizer, amsgrad):

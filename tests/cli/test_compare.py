@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,16 +15,23 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
+from rich.console import Console
 from sklearn.metrics import f1_score
 
 import longarc as package
 from longarc.comparison.candidates import Candidate
+from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
+from longarc.comparison.folder import CompareFolder
+from longarc.comparison.job import _opened
 from longarc.comparison.pace import seconds_per_step
+from longarc.comparison.reading import Needs, measure_reading
 from longarc.comparison.slot import Slot, read
+from longarc.comparison.training_process import _train
 from longarc.errors import RunError
 from longarc.files import write_json
 from longarc.training.config import TrainConfig
+from longarc.training.progress import Reporter
 
 STEPS = 24
 
@@ -127,6 +136,25 @@ def test_a_candidate_that_failed_is_a_row_that_says_why(finished, tmp_path):
     assert found[1:] == finished.found["candidates"]
 
 
+def test_without_room_for_all_each_turn_has_its_own_process(finished, tmp_path, monkeypatch):
+    """Which is started for the first turn as well, and reports what all others do."""
+    said = io.StringIO()
+    found = measure_reading(
+        {"probe": finished.folder.slot("probe", 0).run},
+        finished.folder.documents,
+        count=10,
+        repeats=1,
+        logs={"probe": tmp_path / "probe.txt"},
+        needs=Needs(memory=1e12),
+        reporter=Reporter(Console(file=said, width=300)),
+    )
+    assert "0 of 1 processes fit at once" in said.getvalue()
+    assert "and one may need 1,000,000,000,000): one is started anew" in said.getvalue()
+    together = read(finished.folder.reading)["candidates"]["probe"]
+    assert found["probe"].keys() == together.keys() | {"alone"}
+    assert found["probe"]["documents_per_second"]["n"] == 1
+
+
 def test_figures_over_seeds_are_means(finished):
     """The same run taken for three seeds has its own figures, and two different ones their mean."""
     slots = {name: finished.folder.slot(name, 0) for name in ("linear", "probe")}
@@ -209,6 +237,28 @@ def test_the_linear_baseline_is_that_of_a_training_and_fitted_once(finished, tra
     assert finished.found["baseline"] == {"name": "TF-IDF + linear SVM", **same["macro_f1"]}
 
 
+def test_a_baseline_that_fails_leaves_the_candidate(finished, tickets, tmp_path):
+    """That is trained, and whose table is gone when the baseline is to be fitted."""
+    folder = CompareFolder(tmp_path / "out")
+    shutil.copytree(finished.path / "candidates", folder.path / "candidates")
+    shutil.copy(finished.folder.settings, folder.settings)
+    slot = folder.slot("linear", 0)
+    for file in (slot.training, slot.baseline):
+        file.unlink()
+    job = read(slot.job)
+    job["config"] |= {"data": str(tmp_path / "gone.csv"), "out": str(slot.run)}
+    _train(slot, job, read(slot.spent), time.monotonic())
+    assert slot.finished
+    assert "gone.csv does not exist" in read(slot.baseline)["why"]
+    again = _opened(CompareConfig(**folder.read_settings()["options"] | {"out": str(folder.path)}),
+                    None, None, Reporter(None))  # fmt: skip
+    linear, probe = again.candidates
+    assert again._baseline() == {"name": "TF-IDF + linear SVM", **read(slot.baseline)}
+    assert (again._done(linear, 0), again._done(probe, 0)) == (False, True)
+    again._prepare(slot, linear, 0)
+    assert not slot.baseline.exists()
+
+
 def test_the_folder_is_what_the_page_and_the_table_say(finished):
     assert finished.page.is_file()
     page = finished.page.read_text(encoding="utf-8")
@@ -222,6 +272,26 @@ def test_the_folder_is_what_the_page_and_the_table_say(finished):
     assert list(frame.columns) == list(written[0])
     assert frame["macro_f1"][1] == float(written[1]["macro_f1"])
     assert repr(finished) == f"Comparison({str(finished.path)!r})"
+
+
+def test_what_all_candidates_used_is_cited_once(longarc, finished):
+    status, printed, err = longarc("cite", finished.path, "--json")
+    assert (status, err) == (0, "")
+    said = json.loads(printed)
+    parts = {(part["part"], part["name"]) for part in said["parts"]}
+    assert len(parts) == len(said["parts"])
+    for run in (row["runs"][0] for row in finished.found["candidates"]):
+        status, printed, _ = longarc("cite", finished.path / run, "--json")
+        mine = json.loads(printed)
+        assert parts >= {(part["part"], part["name"]) for part in mine["parts"]}
+        for key in (key for part in mine["parts"] for key in part["keys"]):
+            assert said["bibtex"].count(f"{{{key},\n") == 1
+    assert ("attention", "linear") in parts
+    assert ("linear classifier", "TF-IDF + LinearSVC") in parts
+    assert said["parts"][-1]["part"] == "software"
+    assert said["bibtex"] == finished.citations
+    status, printed, _ = longarc("cite", finished.path)
+    assert printed.endswith(said["bibtex"])
 
 
 def test_a_second_resume_with_other_options_is_refused(longarc, finished):

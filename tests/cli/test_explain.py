@@ -161,6 +161,23 @@ def test_in_python_one_text_or_several(recorded):
     assert head.final == pytest.approx(one.final)
     with pytest.raises(OptionError, match=r"no label 'pum'\. Did you mean pump"):
         run.explain("x", label="pum")
+    with pytest.raises(DataError, match="text 2 of 2 is empty"):
+        run.explain(["x", ""])
+    with pytest.raises(DataError, match="the text is empty"):
+        run.effects("\n")
+
+
+def test_empty_rows_of_a_table_are_left_out_and_it_is_said(longarc, recorded, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text('body\n""\n" "\noil pump\n')
+    status, printed, err = longarc("explain", recorded, table, "--json", "--top", "1")
+    assert status == 0, err
+    assert [row["text"] for row in json.loads(printed)] == ["oil pump"]
+    assert "2 of the 3 texts are empty and left out" in err
+    table.write_text('body\n" "\n')
+    status, _, err = longarc("explain", recorded, table)
+    assert status == 1
+    assert "has no text to explain" in err
 
 
 def test_the_replay_of_a_run_is_exact(recorded, tiny_model):
@@ -304,6 +321,8 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
         (("--text", "a", "--of", "logits"), 1, "no measure 'logits'"),
         (("--text", "a", "--out", "x.pdf"), 1, "x.pdf"),
         (("--text", "a", "--top", "0"), 1, "--top must be a whole number"),
+        (("--text", " "), 1, "the text is empty, so there is nothing in it to explain"),
+        (("--text", "", "--method", "indexed"), 1, "the text is empty"),
     ],
 )
 def test_wrong_words(longarc, recorded, words, status, said):

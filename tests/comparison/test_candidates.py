@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from longarc.comparison.candidates import Candidate, make_candidates, read_candidates
+from longarc.comparison.candidates import (
+    Candidate,
+    in_a_comparison,
+    make_candidates,
+    read_candidates,
+    what_differs,
+)
 from longarc.comparison.presets import PRESETS
 from longarc.comparison.scratch_names import SCRATCH
 from longarc.errors import LongarcError, OptionError
-from longarc.objectives.losses.registry import loss_names
+from longarc.models.attention.registry import ATTENTIONS, AttentionInfo
+from longarc.objectives.losses.registry import LOSSES, LossInfo, loss_names
+from longarc.objectives.regularizers.registry import REGULARIZERS, RegularizerInfo
 from longarc.training.config import TrainConfig
 
 PLAIN = {"plain": {}}
@@ -35,6 +43,42 @@ PLAIN = {"plain": {}}
 def test_what_does_not_fit_is_refused_by_name(options, message):
     with pytest.raises(LongarcError, match=message):
         make_candidates({**PLAIN, "x": options})
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "info", "options"),
+    [
+        (LOSSES, "mine", LossInfo("mine:Mine", "", True, False), {"loss": "mine"}),
+        (REGULARIZERS, "mine", RegularizerInfo("mine:Mine", ""), {"regularizers": ["mine"]}),
+        (ATTENTIONS, "mine", AttentionInfo("mine:Mine", ""), {"attention": "mine"}),
+    ],
+    ids=["loss", "regularizer", "attention"],
+)
+def test_what_is_registered_in_this_process_alone(monkeypatch, registry, name, info, options):
+    """longarc.fit knows it, and a candidate's own process would not."""
+    monkeypatch.setitem(registry, name, info)
+    TrainConfig(data="t", out="o", **options).validate()
+    with pytest.raises(OptionError, match=r"candidate 'x': .* mine was registered in this Python"):
+        make_candidates({**PLAIN, "x": options})
+
+
+def test_hints_name_options_as_a_candidate_has_them():
+    with pytest.raises(OptionError) as refused:
+        make_candidates({**PLAIN, "x": {"freeze": True, "sampler": "class-balanced"}})
+    assert "Here they are freeze, sampler and recipe: among the options of the cand" in str(
+        refused.value
+    )
+    for message in ("memory ran out", "Name another --out, or --test."):
+        assert in_a_comparison(message) == message
+
+
+def test_what_differs_is_named():
+    then = {"a": {"loss": "focal", "freeze": True}, "b": {}, "c": {"loss": "dice"}}
+    assert what_differs(then, then) == ""
+    now = {"b": {"pooling": "cls"}, "a": {"loss": "focal", "freeze": False}, "d": {}}
+    assert what_differs(then, now) == (
+        "c is gone, d is new; a: freeze True then, False now; b: pooling not named then, 'cls' now"
+    )
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", " x", "", "a" * 41, "a\nb", "what?"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from longarc.comparison.children import how_it_ended, run_training
 from longarc.comparison.config import CompareConfig
-from longarc.comparison.figures import _training_speed
-from longarc.comparison.folder import CompareFolder
-from longarc.comparison.job import _begun, _opened
+from longarc.comparison.figures import _start_kept, _training_speed
+from longarc.comparison.folder import CompareFolder, resumed
+from longarc.comparison.job import _begun, _opened, run_comparison
 from longarc.comparison.material import read_material
 from longarc.comparison.slot import Slot, read
 from longarc.errors import OptionError, RunError
@@ -76,6 +78,43 @@ def test_another_table_or_other_candidates_in_memory_are_refused(tmp_path):
     other = {**TABLE, "topic": TABLE["topic"][::-1]}
     with pytest.raises(RunError, match="have changed since"):
         _opened(saved, other, CANDIDATES, Reporter(None))
+
+
+def test_an_edited_file_of_candidates_is_told_of_or_refused(tmp_path):
+    """Told of where the comparison goes on by itself, refused where the file is named again."""
+    file = tmp_path / "candidates.yaml"
+    file.write_text("mean: {}\ncls: {pooling: cls}\n")
+    out = tmp_path / "out"
+    _begun(options(out, candidates=str(file)), TABLE, None, Reporter(None))
+
+    def said() -> str:
+        console = Console(file=io.StringIO(), width=200)
+        job = _opened(resumed(CompareConfig(out=str(out))), None, None, Reporter(console))
+        assert [c.name for c in job.candidates] == ["mean", "cls"]
+        return console.file.getvalue()
+
+    assert said() == ""
+    file.write_text("# the same\ncls: {pooling: cls}\nmean:\n")
+    assert said() == ""
+    file.write_text("mean: {pooling: cls}\ncls: {pooling: cls}\nmore: {}\n")
+    assert f"{file} has been edited since the comparison began (more is new; mean: pooling " in (
+        said()
+    )
+    named = CompareConfig(candidates=str(file), out=str(out), resume=True)
+    with pytest.raises(RunError, match=r"began with other candidates: mean, cls \(more is new; "):
+        run_comparison(named)
+    file.write_text("mean: {pooling: middle}\n")
+    assert "has been edited since the comparison began (candidate 'mean': " in said()
+    file.unlink()
+    assert said() == ""
+
+
+def test_a_reason_that_ends_with_a_stop_goes_on_with_a_comma_alone(tmp_path):
+    job = _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
+    (slot,) = job.slots["mean"]
+    slot.path.mkdir(parents=True)
+    write_json(slot.failure, {"why": "no memory. Use less."})
+    assert f"{job._outcome(slot)}, 1 s" == "failed, no memory. Use less, 1 s"
 
 
 def test_a_table_in_memory_goes_with_a_file_to_test_on(tmp_path):
@@ -175,6 +214,17 @@ def test_training_speed_leaves_evaluations_out(tmp_path):
     assert _training_speed(slot) == pytest.approx(64 / 4)
 
 
+def test_a_discarded_training_is_seen_in_its_log(tmp_path):
+    """By its end: a resumed training has several, and the last one holds."""
+    slot = Slot(tmp_path)
+    assert not _start_kept(slot)
+    slot.run.mkdir()
+    lines = [json.dumps({"event": "end", "step": 4, "best_step": step}) for step in (0, None, 2, 0)]
+    for count, kept in ((1, True), (2, False), (3, False), (4, True)):
+        (slot.run / "log.jsonl").write_text("\n".join(lines[:count]) + "\n")
+        assert _start_kept(slot) == kept
+
+
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     """Options that a newer version refuses, say; the comparison itself checks them first."""
     (tmp_path / "yaml.py").write_text("raise ImportError('not the one that is meant')\n")
@@ -188,6 +238,7 @@ def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     looks: list[int] = []
     assert run_training(slot.path, slot.log, lambda: looks.append(1)) == 1
     assert "--batch-size is 0" in read(slot.failure)["why"]
+    assert "Here it is batch_size: among the options of the candidate" in read(slot.failure)["why"]
     assert looks
     written["config"]["no_such_option"] = 1
     write_json(slot.job, written)

@@ -9,12 +9,16 @@ from itertools import pairwise
 
 import pytest
 from rich.console import Console
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longarc.data.check import check_splits
 from longarc.data.examples import Examples
 from longarc.data.labels import LabelSpace
 from longarc.data.lengths import measure, summarise
+from longarc.data.scripts import spelled_texts
 from longarc.data.splits import Splits, make_splits
 from longarc.data.terminal import print_check
 from longarc.errors import DataError
@@ -163,6 +167,63 @@ def test_scripts_the_tokenizer_does_not_know(tokenizer):
 
 def token_lengths(texts, tokenizer):
     return [length for length, _ in measure(texts, tokenizer)]
+
+
+ARABIC = "دفعت الشركة قيمة الفاتورة في العام الماضي"
+
+
+def test_a_script_that_is_read_letter_by_letter(tokenizer):
+    """Nothing of it is unknown: every Arabic letter is in the vocabulary, and no word."""
+    russian = "Банк проверил платежи"
+    train = part([*clean().texts, ARABIC, ARABIC[::-1], russian], [*clean().labels, "a", "b", "a"])
+    (finding,) = (
+        f for f in check(train, tokenizer=tokenizer, max_length=64).findings if f.level == "warning"
+    )
+    assert (finding.code, finding.count) == ("spelled-script", 3)
+    assert finding.examples == [21, 22, 23]
+    words = [word for word in ARABIC.split() if len(word) > 2]
+    assert len(tokenizer.tokenize(" ".join(words))) == sum(map(len, words))
+    (alone,) = (
+        f
+        for f in check(part([*clean().texts, ARABIC], [*clean().labels, "a"]), tokenizer=tokenizer,
+                       max_length=64).findings
+        if f.level == "warning"
+    )  # fmt: skip
+    mean = sum(map(len, words)) / len(words)
+    assert f"a word in Arabic script becomes {mean:.1f} tokens of {mean:.1f} letters" in (
+        alone.message
+    )
+    assert "such as --model " in alone.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die Gesellschaft prüfte die überfälligen Darlehensraten",
+        "Spółka zapłaciła fakturę w zeszłym roku",
+        "ngân hàng đã kiểm tra các khoản trả góp",
+        "公司去年支付了发票银行",
+        "請求書を払う利益が増える",
+        "done 😀😀😀😀 — “really” …",
+        "XKQZ-3319 QQXZ",
+    ],
+)
+def test_texts_that_are_not_spelled(tokenizer, text):
+    assert spelled_texts([text], tokenizer) is None
+
+
+def test_a_tokenizer_that_knows_the_script_or_spells_everything():
+    """One made of these words has them whole; one of characters spells English too, as is meant."""
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["[UNK]", *ARABIC.split()])}))
+    words.pre_tokenizer = Whitespace()
+    assert (
+        spelled_texts([ARABIC], PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]"))
+        is None
+    )
+    letters = Tokenizer(BPE({chr(i): i for i in range(0x700)}, []))
+    characters = PreTrainedTokenizerFast(tokenizer_object=letters)
+    assert len(characters.tokenize(ARABIC)) == len(ARABIC)
+    assert spelled_texts([ARABIC], characters) is None
 
 
 def test_token_lengths_against_one_by_one(tokenizer):

@@ -21,6 +21,8 @@ from longarc.dynamics.findings import Finding, branch_shares, findings_of, verdi
 from longarc.dynamics.gradient_flow import GradientFlow, InputShares, SubLayer, gradient_flow
 from longarc.errors import DataError, ModelError
 from longarc.models.attention.residual_interface import set_residual_attention
+from longarc.models.recurrent.config import RecurrentConfig
+from longarc.models.recurrent.model import RecurrentForSequenceClassification
 from longarc.models.rezero import set_rezero
 
 STEPS = 60
@@ -68,6 +70,30 @@ def test_what_vanishes():
     assert "more than 6 steps back, of 60" in found.verdict
     assert "100 % of it comes back by the candidate" in found.verdict
     assert "lstm or gru" in finding.advice[0]
+
+
+def test_texts_that_are_too_short_are_said_to_be_so_once():
+    """Of two layers in two directions and of the inputs; with what is not too short beside it."""
+    config = RecurrentConfig(
+        cell="lstm", vocab_size=30, embedding_size=4, cell_size=6, num_hidden_layers=2
+    )
+    model = RecurrentForSequenceClassification(config).eval()
+
+    def score(model, ids):
+        return model(input_ids=ids).logits.square().sum()
+
+    found = diagnose(model, [torch.randint(3, 30, (1, 4))], loss=score)
+    assert len(found.recurrent) == 4
+    (finding,) = found.findings
+    assert finding.part.split(", ") == [*(layer.name for layer in found.recurrent), "inputs"]
+    assert finding.verdict == "unknown"
+    assert finding.said.startswith("The texts have 4 tokens, too few to say how far back the gradi")
+    assert finding.said.count("(lstm)") == 4
+    assert str(found) == found.verdict == finding.said
+    reader = diagnose(Reader(scaled(nn.RNN, 0.5)), [torch.ones(1, 3, 2)], loss=loss)
+    assert reader.verdict == (
+        "The texts have 3 steps, too few to say how far back the gradient comes in rnn (rnn)."
+    )
 
 
 def test_what_explodes():

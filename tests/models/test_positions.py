@@ -573,6 +573,16 @@ class TestRefusals:
             (LONG, {"alpha": "0.4"}, "alpha must be"),
             (LONG, {"method": "hierarchicall"}, r"no method 'hierarchicall'\. Did you mean hier"),
             (LONG, {"method": None}, "no method None"),
+            (
+                LONG,
+                {"method": "copy", "alpha": 0.4},
+                "alpha would change nothing with method 'copy'",
+            ),
+            (
+                LONG,
+                {"method": "interpolate", "alpha": 0.3, "origin": 2},
+                "Leave out alpha and orig",
+            ),
             (LONG, {"tokenizer": "bert"}, "tokenizer must be a transformers tokenizer; found str"),
         ],
     )

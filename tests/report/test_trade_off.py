@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from longarc.report.page import render
 from longarc.report.trade_off import (
     chart_of,
+    context_of,
     pareto_front,
     print_trade_off,
     sentence_of,
+    start_note,
     table_of,
     write_trade_off,
 )
@@ -159,6 +162,32 @@ def test_the_folder_has_page_chart_and_table(found, tmp_path: Path):
     assert rows[3]["macro_f1"] == ""
     assert rows[3]["failed"] == f"broken by {SCRIPT}"
     assert list(rows[0]) == list(table_of(found)[0])
+
+
+def test_a_baseline_that_failed_is_a_row_that_says_why(found, tmp_path, capsys):
+    found["baseline"] = {"name": "TF-IDF + linear SVM", "why": "no <i>words</i>"}
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "<bdi>TF-IDF + linear SVM</bdi></strong>: no &lt;i&gt;words&lt;/i&gt;" in page
+    assert page.count("TF-IDF") == 1
+    print_trade_off(found, Console(width=100))
+    assert "TF-IDF + linear SVM failed: no <i>words</i>" in capsys.readouterr().out
+
+
+def test_a_training_that_was_discarded_is_marked(found, tmp_path, capsys):
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "was kept" not in page
+    found["candidates"][1]["start_kept"] = 1
+    page = render("trade_off.html.j2", context_of(found, tmp_path))
+    assert "<bdi>linear</bdi> *<" in page
+    assert "<bdi>exact</bdi> *" not in page
+    assert "* No epoch of its training beat the start on the validation split" in page
+    print_trade_off(found, Console(width=100))
+    printed = capsys.readouterr().out
+    assert re.search(r"^ *linear \*  ", printed, re.MULTILINE)
+    assert "* No epoch of its training" in printed
+    assert [row["start_kept"] for row in table_of(found)] == [0, 1, 0, 0]
+    found["seeds"] = [0, 1, 2]
+    assert "(linear with 1 of 3 seeds)" in str(start_note(found))
 
 
 def test_the_terminals_table_fits(found, capsys):

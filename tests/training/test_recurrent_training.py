@@ -231,6 +231,7 @@ def test_every_pooling_is_taken(pooling, encoder, small):
         ({"model": "minilm", "model_options": {"layers": 2}}, "--model-options is for a model"),
         ({"model": "minilm", "embeddings": "minilm"}, "--embeddings is for a model"),
         ({"model": "minilm", "pooling": "max"}, "--pooling max is not for minilm.*mean, cls"),
+        ({"freeze": True, "embedding_factor": 0.1}, "so --embedding-factor would change nothing"),
     ],
     ids=str,
 )

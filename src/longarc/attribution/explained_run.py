@@ -8,10 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longarc.data.cells import as_texts
+from longarc.errors import DataError
 
 if TYPE_CHECKING:
     from longarc.training.prediction import Predictor
     from longarc.training.run_folder import RunFolder
+
+
+def asked_texts(texts: str | Sequence[str]) -> list[str]:
+    """One text or several as a list; DataError for an empty one, which says nothing to explain.
+
+    >>> asked_texts("the pump leaks")
+    ['the pump leaks']
+    """
+    found = as_texts([texts] if isinstance(texts, str) else texts, "texts")
+    for number, text in enumerate(found, 1):
+        if not text.strip():
+            which = "the text" if len(found) == 1 else f"text {number} of {len(found)}"
+            raise DataError(
+                f"{which} is empty, so there is nothing in it to explain. Expected a word or more."
+            )
+    return found
 
 
 class ExplainedRun:
@@ -66,6 +83,7 @@ class ExplainedRun:
 
         Raises:
             RunError: the run recorded no path.
+            DataError: a text is empty.
         """
         from longarc.attribution.of_run import explain_run
 
@@ -73,7 +91,7 @@ class ExplainedRun:
         found = explain_run(
             self.folder,
             self._exact_predictor(),
-            as_texts([texts] if one else texts, "texts"),
+            asked_texts(texts),
             label=label,
             of=of,
             method=method,
@@ -112,6 +130,7 @@ class ExplainedRun:
 
         Raises:
             RunError: the run recorded no path.
+            DataError: a text is empty.
         """
         from longarc.attribution.of_run import effects_of_run
 
@@ -119,7 +138,7 @@ class ExplainedRun:
         found = effects_of_run(
             self.folder,
             self._exact_predictor(),
-            as_texts([texts] if one else texts, "texts"),
+            asked_texts(texts),
             label=label,
             of=of,
             advance=advance,

@@ -108,8 +108,8 @@ def run(words: Sequence[str]) -> int:
         if out.exists() and not chosen.overwrite:
             raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
     opened = open_run(chosen.run)
-    texts = _texts(opened, chosen)
     console = terminal(to_stderr=chosen.json)
+    texts = _texts(opened, chosen, console)
     if indexes:
         index = _index(opened, chosen, console)
         if not asked:
@@ -220,9 +220,11 @@ def _explain_errors(
     return [entry["text"] for entry in entries], found
 
 
-def _texts(opened: Any, chosen: Any) -> list[str]:
+def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
     if chosen.data is None:
-        return [] if chosen.text is None else [chosen.text]
+        from longarc.attribution.explained_run import asked_texts
+
+        return [] if chosen.text is None else asked_texts(chosen.text)
     from longarc.data.examples import read_examples
     from longarc.errors import DataError
     from longarc.options import check_whole
@@ -230,9 +232,13 @@ def _texts(opened: Any, chosen: Any) -> list[str]:
     examples, _ = read_examples(
         chosen.data, text=chosen.column or opened.config.text, need_label=False
     )
-    texts = examples.texts[: check_whole("--rows", chosen.rows, at_least=1)]
+    rows = examples.texts[: check_whole("--rows", chosen.rows, at_least=1)]
+    texts = [text for text in rows if text.strip()]
     if not texts:
-        raise DataError(f"{chosen.data} has no rows; expected one text or more.")
+        raise DataError(f"{chosen.data} has no text to explain; expected one or more.")
+    if empty := len(rows) - len(texts):
+        many = "texts are" if empty > 1 else "text is"
+        console.print(f"{empty} of the {len(rows)} {many} empty and left out", markup=False)
     return texts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ import yaml
 from longarc.comparison.presets import PRESETS
 from longarc.comparison.scratch_names import SCRATCH
 from longarc.errors import LongarcError, OptionError, close_matches
-from longarc.models.attention.registry import check_attention_options
+from longarc.models.attention.registry import ATTENTIONS, check_attention_options
 from longarc.models.loading import resolve_model
 from longarc.models.recurrent.options import CELLS
-from longarc.objectives.losses.registry import check_loss_options
-from longarc.objectives.regularizers.registry import check_regularizers
+from longarc.objectives.losses.registry import LOSSES, check_loss_options
+from longarc.objectives.regularizers.registry import REGULARIZERS, check_regularizers
 from longarc.training.config import TrainConfig
 
 ALL = "all"
@@ -141,6 +142,28 @@ def make_candidates(
     return made
 
 
+def what_differs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, how candidates differ from those that a comparison began with; empty if not at all.
+
+    >>> what_differs({"a": {}, "b": {"loss": "focal"}}, {"b": {"loss": "dice"}, "c": {}})
+    "a is gone, c is new; b: loss 'focal' then, 'dice' now"
+    """
+
+    def said(options: Mapping[str, Any], name: str) -> str:
+        return repr(options[name]) if name in options else "not named"
+
+    moved = [f"{name} is gone" for name in then if name not in now]
+    moved += [f"{name} is new" for name in now if name not in then]
+    changed = []
+    for name in then:
+        mine, other = then[name], now.get(name, then[name])
+        pairs = {o: (said(mine, o), said(other, o)) for o in dict.fromkeys([*mine, *other])}
+        told = [f"{o} {was} then, {is_} now" for o, (was, is_) in pairs.items() if was != is_]
+        if told:
+            changed.append(f"{name}: {', '.join(told)}")
+    return "; ".join(part for part in (", ".join(moved), *changed) if part)
+
+
 def _parsed(text: str, where: str) -> Any:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -179,6 +202,37 @@ def _check_option(owner: str, option: str) -> None:
     raise OptionError(f"{owner} has an option {option!r}, and longarc train has none such.{hint}")
 
 
+def in_a_comparison(message: str) -> str:
+    """A message about options of longarc train, with where they are named in a comparison.
+
+    >>> in_a_comparison("--max-length is 9, of 8.")
+    '--max-length is 9, of 8. Here it is max_length: among the options of the candidate, or in --options for all.'
+    """  # noqa: E501
+    named = [flag[2:].replace("-", "_") for flag in re.findall(r"--[a-z][a-z-]*[a-z]", message)]
+    if not (own := [name for name in dict.fromkeys(named) if name in OPTIONS]):
+        return message
+    words = f"it is {own[0]}" if len(own) == 1 else f"they are {', '.join(own[:-1])} and {own[-1]}"
+    return f"{message} Here {words}: among the options of the candidate, or in --options for all."
+
+
+def _check_known_to_all(config: TrainConfig) -> None:
+    """Raise OptionError for a part that was registered in this Python process.
+
+    A candidate's own process knows longarc's parts alone.
+    """
+    named: list[tuple[str, str, Any]] = [("loss", config.loss, LOSSES)]
+    named += [("regularizer", n, REGULARIZERS) for n, _ in check_regularizers(config.regularizers)]
+    named.append(("attention", config.attention or "", ATTENTIONS))
+    for kind, name, registry in named:
+        if name in registry and not registry[name].path.startswith("longarc."):
+            raise OptionError(
+                f"{kind} {name} was registered in this Python process, and a candidate is trained "
+                f"in one of its own, which knows {kind}s of longarc alone. Train with it by "
+                "longarc.fit, and put the runs side by side with longarc report; or add it to "
+                "longarc's own, as docs/extending.md says."
+            )
+
+
 def _check_values(candidate: Candidate) -> None:
     try:
         config = candidate.config(data="-", out="-")
@@ -190,7 +244,9 @@ def _check_values(candidate: Candidate) -> None:
         check_regularizers(config.regularizers)
         if config.attention is not None:
             check_attention_options(config.attention, config.attention_options)
+        _check_known_to_all(config)
         if config.model not in CELLS:
             resolve_model(config.model)
     except LongarcError as error:
-        raise type(error)(f"candidate {candidate.name!r}: {error}") from None
+        message = in_a_comparison(str(error))
+        raise type(error)(f"candidate {candidate.name!r}: {message}") from None

@@ -14,6 +14,7 @@ from longarc.comparison.folder import CompareFolder
 from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import read
 from longarc.errors import RunError
+from longarc.report.citations import Citation, bibtex, cited_together, config_of
 from longarc.report.trade_off import table_of
 from longarc.training.option_fields import check_names
 
@@ -58,6 +59,22 @@ class Comparison:
     def page(self) -> Path:
         """``compare.html``."""
         return self.folder.page
+
+    @property
+    def cited(self) -> list[Citation]:
+        """The parts that the candidates used, each once; the baseline among them."""
+        baseline = self.found["baseline"]
+        fitted = baseline is not None and baseline.get("why") is None
+        return cited_together(self._runs, baseline=fitted)
+
+    @property
+    def citations(self) -> str:
+        """BibTeX for all that the candidates used, and for longarc itself."""
+        return bibtex(self.cited, config_of(self._runs[0]))
+
+    @property
+    def _runs(self) -> list[Path]:
+        return [self.path / run for row in self.found["candidates"] for run in row["runs"]]
 
     def to_pandas(self) -> pandas.DataFrame:
         """``table`` as a DataFrame."""

@@ -74,6 +74,7 @@ def _row(
         "parameters": None,
         "steps": None,
         "minutes": None,
+        "start_kept": 0,
         "runs": [str(slot.run.relative_to(root)) for slot in slots if slot.finished],
         "front": False,
     }
@@ -107,6 +108,7 @@ def _row(
         "parameters": RunFolder(slots[0].run).provenance().get("parameters"),
         "steps": trained[0].get("steps"),
         "minutes": round(float(np.mean(seconds)) / 60, 2) if seconds else None,
+        "start_kept": sum(map(_start_kept, slots)),
     }
     return row, f1
 
@@ -144,10 +146,7 @@ def _training_speed(slot: Slot) -> float | None:
 
     Read off the log: the records of steps, and what was written just before each.
     """
-    folder = RunFolder(slot.run)
-    if not folder.log_file.is_file():
-        return None
-    records = [json.loads(line) for line in folder.log_file.read_text("utf-8").splitlines()]
+    records = _records(slot)
     job = read(slot.job)
     documents = seconds = epoch = 0.0
     for before, record in pairwise(records):
@@ -158,3 +157,17 @@ def _training_speed(slot: Slot) -> float | None:
             seconds += record["time"] - before["time"]
         epoch = record["epoch"]
     return documents / seconds if documents > 0 and seconds > 0 else None
+
+
+def _start_kept(slot: Slot) -> bool:
+    """Whether no epoch beat the state before the training, which was then kept in its place."""
+    ends = [record for record in _records(slot) if record["event"] == "end"]
+    return bool(ends) and ends[-1].get("best_step") == 0
+
+
+def _records(slot: Slot) -> list[dict[str, Any]]:
+    """The training log; empty for a run that took no steps."""
+    log = RunFolder(slot.run).log_file
+    if not log.is_file():
+        return []
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

@@ -14,6 +14,7 @@ import yaml
 
 from longarc.comparison.candidates import Candidate
 from longarc.comparison.config import CompareConfig
+from longarc.comparison.hold import HOLDER, LOCK, is_empty
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
 from longarc.files import refuse_taken, write_text
@@ -136,13 +137,14 @@ def resumed(config: CompareConfig) -> CompareConfig:
 def refuse_existing(config: CompareConfig) -> None:
     """Raise RunError when ``out`` is taken and the comparison in it is not to be replaced."""
     path = config.folder
-    refuse_taken(
-        path,
-        "comparison",
-        ours=CompareFolder(path).settings.is_file(),
-        overwrite=config.overwrite,
-        resumable=True,
-    )
+    if path.is_symlink() or not path.is_dir() or not is_empty(path):
+        refuse_taken(
+            path,
+            "comparison",
+            ours=CompareFolder(path).settings.is_file(),
+            overwrite=config.overwrite,
+            resumable=True,
+        )
     inline = config.candidates.lstrip().startswith("{")
     tables = (config.data, config.validation, config.test)
     for given in tables if inline else (*tables, config.candidates):
@@ -155,10 +157,13 @@ def refuse_existing(config: CompareConfig) -> None:
 
 
 def cleared(config: CompareConfig) -> CompareFolder:
-    """The folder of a comparison that begins, empty."""
+    """The folder of a comparison that begins, empty but for the lock on it."""
     refuse_existing(config)
     folder = CompareFolder(config.folder)
-    if folder.path.exists():
-        shutil.rmtree(folder.path)
-    folder.path.mkdir(parents=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for path in folder.path.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, HOLDER):
+            path.unlink()
     return folder

@@ -10,12 +10,18 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from longarc.comparison.budget import Budget
-from longarc.comparison.candidates import Candidate, make_candidates, read_candidates
+from longarc.comparison.candidates import (
+    Candidate,
+    make_candidates,
+    read_candidates,
+    what_differs,
+)
 from longarc.comparison.children import how_it_ended, run_training, stoppable
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
@@ -26,12 +32,14 @@ from longarc.comparison.folder import (
     refuse_existing,
     resumed,
 )
+from longarc.comparison.hold import held
 from longarc.comparison.material import Material, read_material
+from longarc.comparison.memory import available_mib
 from longarc.comparison.presets import PRESETS
-from longarc.comparison.reading import measure_reading
+from longarc.comparison.reading import Needs, measure_reading
 from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
-from longarc.errors import Interrupted, OptionError, RunError
+from longarc.errors import Interrupted, LongarcError, OptionError, RunError
 from longarc.files import write_json
 from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
@@ -39,6 +47,8 @@ from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder
+
+NOT_REACHED = "it is fitted once the first candidate is trained, and that one failed"
 
 DEFAULT_LENGTH = 512
 """Tokens where neither a preset, nor the options, nor a candidate says how many."""
@@ -62,16 +72,19 @@ def run_comparison(
 
     Raises:
         LongarcError: bad input or options, before anything is written; Interrupted after Ctrl-C;
-            RunError if no candidate could be trained.
+            RunError if no candidate could be trained, or another process works in the folder.
     """
     reporter = Reporter(console)
     if config.resume:
+        if candidates is None and config.candidates and config.candidates not in PRESETS:
+            candidates = read_candidates(config.candidates)
         config = resumed(config)
     config.validate()
     if not config.resume:
         refuse_existing(config)
     begin = _opened if config.resume else _begun
-    return begin(config, data, candidates, reporter).run()
+    with held(config.folder):
+        return begin(config, data, candidates, reporter).run()
 
 
 def _begun(
@@ -111,11 +124,14 @@ def _opened(
     saved = folder.read_settings()
     if candidates is not None:
         now = make_candidates(read_candidates(candidates), config.options)
-        if saved["candidates"] != as_saved(now):
+        if differing := what_differs(saved["candidates"], as_saved(now)):
             raise RunError(
                 f"the comparison in {folder.path} began with other candidates: "
-                f"{', '.join(saved['candidates'])}. Name the same ones, or another folder."
+                f"{', '.join(saved['candidates'])} ({differing}). Name the same ones, or another "
+                "folder."
             )
+    elif remark := _edited_since(config, saved["candidates"]):
+        reporter.say(remark)
     chosen = [Candidate(name, dict(options)) for name, options in saved["candidates"].items()]
     given = str(folder.data) if folder.data.is_file() else None
     material = read_material(config, given if data is None else data)
@@ -125,6 +141,33 @@ def _opened(
             f"{folder.path} began. Restore them, or start anew with --overwrite."
         )
     return _Job(config, folder, chosen, material, reporter)
+
+
+def _of_memory(needs: Needs) -> str:
+    if needs.memory is None:
+        return ""
+    free = available_mib()
+    left = f"; {free:,.0f} MiB are free" if free is not None else ""
+    return f", each of less than {needs.memory:,.0f} MiB{left}"
+
+
+def _edited_since(config: CompareConfig, then: Mapping[str, Any]) -> str:
+    """A line where the file of candidates is no longer what the comparison began with."""
+    named = config.candidates
+    inline = named in PRESETS or named.lstrip().startswith("{")
+    if inline or not Path(named).expanduser().is_file():
+        return ""  # what was moved or was never a file is not missed
+    try:
+        now = as_saved(make_candidates(read_candidates(named), config.options))
+        differing = what_differs(then, now)
+    except (LongarcError, OSError) as error:
+        differing = str(error)
+    if not differing:
+        return ""
+    return (
+        f"{named} has been edited since the comparison began ({differing.rstrip('.')}). "
+        "It goes on with the candidates as they were; for others begin a new one in another --out"
+    )
 
 
 class _Job:
@@ -166,11 +209,12 @@ class _Job:
             (candidate, seed)
             for seed in seeds
             for candidate in self.candidates
-            if not self.folder.slot(candidate.name, seed).finished
+            if not self._done(candidate, seed)
         ]
         runs = len(seeds) * len(self.candidates)
-        if len(todo) < runs:
-            self.reporter.say(f"{runs - len(todo)} of {runs} trainings are finished already")
+        if done := runs - len(todo):
+            are = "is" if done == 1 else "are"
+            self.reporter.say(f"{done} of {runs} trainings {are} finished already")
         many = "s" if len(todo) != 1 else ""
         self.reporter.say(f"{len(todo)} training{many} to run: {self.budget}")
         with self.reporter.task("comparing", len(todo)) as advance:
@@ -183,6 +227,9 @@ class _Job:
                 status = run_training(slot.path, slot.log, part.look)
                 if not slot.finished and not slot.failure.is_file():
                     write_json(slot.failure, {"why": how_it_ended(status, slot.log)})
+                elif self._bears_baseline(candidate, seed) and not slot.baseline.is_file():
+                    why = how_it_ended(status, slot.log) if slot.finished else NOT_REACHED
+                    write_json(slot.baseline, {"why": why})
                 part.end()
                 self.reporter.say(f"{shown}: {self._outcome(slot)}, "
                                   f"{clock(time.monotonic() - started)}")  # fmt: skip
@@ -192,10 +239,22 @@ class _Job:
                 f"no candidate could be trained. The first, {self.candidates[0].name}: {why}"
             )
 
+    def _bears_baseline(self, candidate: Candidate, seed: int) -> bool:
+        """Whether the linear baseline is fitted by this process: that of the first of all."""
+        return candidate is self.candidates[0] and seed == self.config.every_seed[0]
+
+    def _done(self, candidate: Candidate, seed: int) -> bool:
+        """Whether nothing is left to do; a baseline that failed is tried again."""
+        slot = self.folder.slot(candidate.name, seed)
+        again = self._bears_baseline(candidate, seed) and "why" in read(slot.baseline)
+        return slot.finished and not again
+
     def _prepare(self, slot: Slot, candidate: Candidate, seed: int) -> None:
-        """Write down what the process is to do. The linear baseline is fitted with the first."""
+        """Write down what the process is to do."""
         slot.path.mkdir(parents=True, exist_ok=True)
         slot.failure.unlink(missing_ok=True)
+        if "why" in read(slot.baseline):
+            slot.baseline.unlink()
         names = (
             "text", "label", "label_separator", "validation", "test", "validation_fraction",
             "test_fraction", "limit", "device",
@@ -211,13 +270,13 @@ class _Job:
             "documents": len(self.material.splits[seed].train),
             "models": str(self.folder.models),
             "length": DEFAULT_LENGTH,
-            "baseline": candidate is self.candidates[0],
+            "baseline": self._bears_baseline(candidate, seed),
         }
         write_json(slot.job, job)
 
     def _outcome(self, slot: Slot) -> str:
         if not slot.finished:
-            return f"failed, {read(slot.failure)['why']}"
+            return f"failed, {read(slot.failure)['why'].rstrip('.')}"
         metrics = RunFolder(slot.run).metrics()
         found = (metrics.get("test") or metrics["validation"])["model"]["macro_f1"]
         peak = read(slot.training).get("peak_mib")
@@ -232,23 +291,33 @@ class _Job:
         if list(timed) == names and not any("why" in one for one in timed.values()):
             return kept
         before = system_load()
-        rounds = self.config.repeats + 1
         texts = json.loads(self.folder.documents.read_text(encoding="utf-8"))
+        needs = self._needs(names)
         self.reporter.say(
-            f"timing the prediction of {len(texts)} documents, {self.config.repeats} turns of each"
+            f"timing the prediction of {len(texts)} documents, {self.config.repeats} turns of "
+            f"each; processes at once: {len(names)}{_of_memory(needs)}"
         )
-        with self.reporter.task("timing", rounds * len(names)) as advance:
-            found = measure_reading(
-                {name: self.slots[name][0].run for name in names},
-                self.folder.documents,
-                count=len(texts),
-                repeats=self.config.repeats,
-                logs={name: self.folder.reading_log(name) for name in names},
-                advance=advance,
-            )
+        found = measure_reading(
+            {name: self.slots[name][0].run for name in names},
+            self.folder.documents,
+            count=len(texts),
+            repeats=self.config.repeats,
+            logs={name: self.folder.reading_log(name) for name in names},
+            needs=needs,
+            reporter=self.reporter,
+        )
         measured = {"load": [before, system_load()], "candidates": found}
         write_json(self.folder.reading, measured)
         return measured
+
+    def _needs(self, names: list[str]) -> Needs:
+        """As much as a training took: predicting takes less, but nobody has measured it yet."""
+        spent = [read(self.slots[name][0].training) for name in names]
+        memory, gpu = (
+            max((s[peak] for s in spent if s.get(peak) is not None), default=None)
+            for peak in ("peak_mib", "gpu_peak_mib")
+        )
+        return Needs(memory, gpu)
 
     def _write(self, reading: dict[str, Any]) -> None:
         found = {
@@ -262,6 +331,7 @@ class _Job:
             "speed": {
                 "documents": len(json.loads(self.folder.documents.read_text(encoding="utf-8"))),
                 "repeats": self.config.repeats,
+                "alone": any(one.get("alone") for one in reading["candidates"].values()),
             },
             "machine": {
                 **describe_machine(),
@@ -289,9 +359,12 @@ class _Job:
         return "test" if "test" in metrics else "validation"
 
     def _baseline(self) -> dict[str, Any] | None:
-        """Macro-F1 of TF-IDF and a linear SVM with the first seed; None if its process failed."""
-        found = read(self.slots[self.candidates[0].name][0].baseline).get(self._split())
-        return None if found is None else {"name": system_name("tfidf-svm"), **found["macro_f1"]}
+        """Macro-F1 of TF-IDF and a linear SVM with the first seed, or why there is none."""
+        found = read(self.slots[self.candidates[0].name][0].baseline)
+        if not found:  # of a version that wrote down no reason
+            return None
+        name = {"name": system_name("tfidf-svm")}
+        return name | (found if "why" in found else found[self._split()]["macro_f1"])
 
 
 class _Part:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from longarc.comparison.memory import gpu_peak_mib, peak_mib
+from longarc.comparison.memory import gpu_free_mib, gpu_peak_mib, peak_mib
 from longarc.training.run_folder import RunFolder
 
 
@@ -34,7 +34,7 @@ def main(run: Path, documents: Path) -> int:
 
     texts = json.loads(documents.read_text(encoding="utf-8"))
     predictor = predictor_of(RunFolder(run))
-    answer(threads=torch.get_num_threads())
+    answer(threads=torch.get_num_threads(), gpu_free_mib=gpu_free_mib())
     for line in sys.stdin:
         if line.strip() != "turn":
             continue

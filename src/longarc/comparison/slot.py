@@ -44,7 +44,10 @@ class Slot:
 
     @property
     def baseline(self) -> Path:
-        """Figures of TF-IDF and a linear SVM on the same splits; with the first candidate alone."""
+        """Figures of TF-IDF and a linear SVM on the same splits, or why there are none.
+
+        With the first candidate and the first seed alone.
+        """
         return self.path / "baseline.json"
 
     @property

@@ -11,10 +11,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from longarc.comparison.budget import Budget, epochs_for
+from longarc.comparison.candidates import in_a_comparison
+from longarc.comparison.children import PATIENCE
+from longarc.comparison.hold import held
 from longarc.comparison.memory import gpu_peak_mib, peak_mib
 from longarc.comparison.scratch_names import SCRATCH
 from longarc.comparison.slot import Slot, read
@@ -31,17 +35,28 @@ def main(slot: Slot) -> int:
     before = read(slot.spent)
     started = time.monotonic()
     try:
-        _train(slot, job, before, started)
+        # The process of a comparison that was killed may still be saving its state.
+        with held(slot.path, wait=PATIENCE):
+            _train(slot, job, before, started)
     except Interrupted:
         write_json(slot.spent, _spent(before, started))
         return 130
     except LongarcError as error:
-        write_json(slot.failure, {"why": str(error)})
+        write_json(slot.failure, {"why": in_a_comparison(str(error))})
         return 1
     except Exception as error:
-        write_json(slot.failure, {"why": f"{type(error).__name__}: {error}"[:2000]})
+        write_json(slot.failure, {"why": explained(error)})
         raise
     return 0
+
+
+def explained(error: Exception) -> str:
+    """An error that says nothing of the fix, in a line.
+
+    >>> explained(ValueError("no words"))
+    'ValueError: no words'
+    """
+    return f"{type(error).__name__}: {error}"[:2000]
 
 
 def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: float) -> None:
@@ -73,30 +88,36 @@ def _train(slot: Slot, job: dict[str, Any], before: dict[str, Any], started: flo
         write_json(slot.spent, spent)  # should what follows fail or be interrupted
     write_text(folder.model / "README.md", model_card(folder.path))
     write_report(folder.path)
-    if job["baseline"]:  # only now, as neither its time nor its memory is the candidate's
-        write_json(slot.baseline, _baseline(config))
     write_json(
         slot.training,
         {**spent, "steps": steps, "threads": torch.get_num_threads(), "device": _device(config)},
     )
+    if job["baseline"]:  # only now, as neither its time nor its memory is the candidate's
+        write_json(slot.baseline, _baseline(config))
 
 
 def _baseline(config: TrainConfig) -> dict[str, Any]:
-    """Figures by split of TF-IDF and a linear SVM."""
+    """Figures by split of TF-IDF and a linear SVM, or ``why`` there are none."""
     from longarc.training.baseline import LinearBaseline
     from longarc.training.evaluation import score_decisions
     from longarc.training.preparation import prepare
     from longarc.training.progress import Reporter
 
-    prepared = prepare(config, Reporter(None))
-    train, space = prepared.splits.train, prepared.space
-    linear = LinearBaseline()
-    linear.fit(train.texts, space.encode(train.labels or []), space=space, seed=config.seed)
-    return {
-        split: score_decisions(part, space, linear.predict(part.texts))
-        for split, part in prepared.splits.items()
-        if split != "train"
-    }
+    try:
+        prepared = prepare(config, Reporter(None))
+        train, space = prepared.splits.train, prepared.space
+        linear = LinearBaseline()
+        linear.fit(train.texts, space.encode(train.labels or []), space=space, seed=config.seed)
+        return {
+            split: score_decisions(part, space, linear.predict(part.texts))
+            for split, part in prepared.splits.items()
+            if split != "train"
+        }
+    except LongarcError as error:
+        return {"why": str(error)}
+    except Exception as error:
+        traceback.print_exc()  # into the log
+        return {"why": explained(error)}
 
 
 def _steps(slot: Slot, config: TrainConfig, job: dict[str, Any]) -> int:

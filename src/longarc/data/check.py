@@ -13,6 +13,7 @@ import numpy as np
 from longarc.data.examples import Examples
 from longarc.data.labels import LabelSpace
 from longarc.data.lengths import MEASURED_CHARACTERS, measure, summarise
+from longarc.data.scripts import MULTILINGUAL, spelled_texts
 from longarc.data.splits import Splits
 from longarc.errors import DataError
 
@@ -293,8 +294,20 @@ def _lengths(
                 "warning",
                 "unknown-script",
                 f"{len(unknown):,} texts are mostly unknown to the tokenizer: their script is not "
-                "in its vocabulary; choose a multilingual model",
+                f"in its vocabulary; choose a multilingual model, such as --model {MULTILINGUAL}",
                 sorted(unknown),
+            )
+        )
+    if spelled := spelled_texts([sized[i][0] for i in chosen], tokenizer):
+        findings.append(
+            _finding(
+                "warning",
+                "spelled-script",
+                f"{len(spelled.texts):,} texts are read letter by letter: a word in "
+                f"{spelled.script} script becomes {spelled.tokens:.1f} tokens of "
+                f"{spelled.letters:.1f} letters, so the tokenizer does not know it; choose a "
+                f"multilingual model, such as --model {MULTILINGUAL}",
+                sorted(sized[chosen[place]][1] for place in spelled.texts),
             )
         )
     return summary, findings

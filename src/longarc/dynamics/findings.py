@@ -34,7 +34,8 @@ _BRANCHES = {"attention": "attention", "feed-forward": "the feed-forward part", 
 class Finding:
     """What is so about one part of a model, and what would change it.
 
-    ``part`` is a recurrent layer's name, ``depth`` or ``inputs``.
+    ``part`` is a recurrent layer's name, ``depth`` or ``inputs``; several with commas between them
+    where the same is so about all of them.
     """
 
     part: str
@@ -44,14 +45,20 @@ class Finding:
 
 
 def findings_of(found: Diagnosis) -> tuple[Finding, ...]:
-    """One for each recurrent layer, one for the depth and one for the inputs; gravest first."""
-    inputs = None if found.inputs is None else _inputs(found.inputs)
+    """One for each recurrent layer, one for the depth and one for the inputs; gravest first.
+
+    Parts for which the texts are too short have one in common.
+    """
+    inputs = None
+    if found.inputs is not None and found.inputs.length >= SHORT:
+        inputs = _inputs(found.inputs)
     everywhere = inputs is not None and inputs.verdict == "steady"
-    all_found = [_recurrent(each, everywhere) for each in found.recurrent]
+    all_found = [_recurrent(e, everywhere) for e in found.recurrent if e.length >= SHORT]
     if found.depth_ratio is not None:
         all_found.append(_depth(found.depth_ratio, found.sublayers))
     if inputs is not None:
         all_found.append(inputs)
+    all_found += _too_short(found)
     all_found.sort(key=lambda finding: GRAVEST_FIRST.index(finding.verdict))
     given: set[str] = set()
     for number, finding in enumerate(all_found):  # what one layer needs is not said again
@@ -75,14 +82,28 @@ def verdict_of(findings: Sequence[Finding]) -> str:
     return first.said
 
 
+def _too_short(found: Diagnosis) -> list[Finding]:
+    """One for each length below ``SHORT``: as a rule one, as all parts read the same texts."""
+    places: dict[str, dict[str, str]] = {}
+    for layer in found.recurrent:
+        if layer.length < SHORT:
+            said = f"in {layer.name} ({layer.cell})"
+            places.setdefault(f"{layer.length:.0f}", {})[layer.name] = said
+    if found.inputs is not None and found.inputs.length < SHORT:
+        places.setdefault(f"{found.inputs.length:.0f}", {})["inputs"] = "along the text"
+    return [
+        Finding(
+            ", ".join(parts),
+            "unknown",
+            f"The texts have {length} {'tokens' if 'inputs' in parts else 'steps'}, too few to say "
+            f"how far back the gradient comes {_listed(list(parts.values()))}.",
+        )
+        for length, parts in places.items()
+    ]
+
+
 def _recurrent(found: RecurrentSummary, everywhere: bool) -> Finding:
     span = found.length - 1
-    if found.length < SHORT:
-        said = (
-            f"In {found.name} ({found.cell}) the texts have {found.length:.0f} steps, too few to "
-            "say how far back its gradient comes."
-        )
-        return Finding(found.name, "unknown", said)
     judged: Verdict
     if found.peak >= 1 / VANISHED:
         judged = "explodes"
@@ -243,9 +264,6 @@ def _carried(sublayers: Sequence[SubLayer]) -> str:
 
 def _inputs(found: InputSummary) -> Finding:
     length, span = found.length, found.length - 1
-    if length < SHORT:
-        said = f"The texts have {length:.0f} tokens, too few to say how far the loss looks back."
-        return Finding("inputs", "unknown", said)
     ends = (
         f"the first tenth of a text has {_part(found.tenths[0])} of it, the last tenth "
         f"{_part(found.tenths[-1])}"
@@ -260,6 +278,15 @@ def _inputs(found: InputSummary) -> Finding:
     )
     advice = ("What stands earlier hardly moves the loss: pool over all tokens.",)
     return Finding("inputs", judged, said, advice)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Several as a sentence has them.
+
+    >>> _listed(["here", "there", "everywhere"])
+    'here, there and everywhere'
+    """
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _part(share: float) -> str:

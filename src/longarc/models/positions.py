@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Method = Literal["hierarchical", "copy", "interpolate"]
+ALPHA, ORIGIN = 0.4, 2
+"""Of a hierarchical stretch, where none is named; the reasons are in :func:`stretch_positions`."""
+
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
@@ -26,9 +29,9 @@ def stretch_positions(
     model: AnyModel,
     max_length: int,
     *,
-    alpha: float = 0.4,
+    alpha: float | None = None,
     method: Method = "hierarchical",
-    origin: int = 2,
+    origin: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> AnyModel:
     """Let ``model`` read documents of ``max_length`` tokens; changed in place, and returned.
@@ -55,12 +58,12 @@ def stretch_positions(
             ``FAMILIES``; exactly one.
         max_length: tokens of a document, special ones included. Not below what the model reads
             now, except that a hierarchical stretch can be chosen anew, down to n.
-        alpha: α in (0, 1), not 0.5: the coarse position's share. 0.4 by default, the best of those
+        alpha: α in (0, 1), not 0.5: the coarse position's share. None for 0.4, the best of those
             that were tried; below 0.5, so that neighbours differ by more than blocks do.
             For ``hierarchical`` only.
         method: one of the three.
         origin: o ≥ 1, the trained position that blocks are measured from. 1 is the published form.
-            2 by default: position 1 is always the special token's, whose vector is like no other
+            None for 2: position 1 is always the special token's, whose vector is like no other
             (in MiniLM five times as long), and measured from it every later block is far from all
             that the model knows. For ``hierarchical`` only.
         tokenizer: gets ``model_max_length = max_length``.
@@ -71,7 +74,8 @@ def stretch_positions(
     ``restore_positions``.
 
     Raises:
-        OptionError: a length, an α or a method that does not exist or does not fit the model.
+        OptionError: a length, an α or a method that does not exist or does not fit the model; an α
+            or an origin for a method that has none.
         ModelError: a model without such a table of positions; the message says what it has.
 
     In either case nothing has been changed.
@@ -93,15 +97,21 @@ def stretch_positions(
     longarc.errors.OptionError: max_length is 257, but 16 trained positions give at most 16² = 256.
     """
     check_choice("method", method, get_args(Method))
-    alpha = _check_alpha(alpha)
+    given = {"alpha": alpha, "origin": origin}
+    alpha = _check_alpha(ALPHA if alpha is None else alpha)
+    origin = check_whole("origin", ORIGIN if origin is None else origin, at_least=1)
     check_whole("max_length", max_length, at_least=1)
-    check_whole("origin", origin, at_least=1)
     if tokenizer is not None and not hasattr(tokenizer, "model_max_length"):
         raise OptionError(
             f"tokenizer must be a transformers tokenizer; found {type(tokenizer).__name__}."
         )
     found = find_table(model)
     _check_fit(found, max_length, alpha, method, origin)
+    if method != "hierarchical" and (named := [n for n, v in given.items() if v is not None]):
+        raise OptionError(
+            f"{' and '.join(named)} would change nothing with method {method!r}, only with "
+            f"'hierarchical'. Leave out {' and '.join(named)}."
+        )
 
     if max_length > found.present or isinstance(found.table, HierarchicalPositions):
         table = _stretched(found, max_length, alpha, method, origin)

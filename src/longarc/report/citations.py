@@ -137,6 +137,20 @@ def cited(run: str | Path) -> list[Citation]:
     ]
 
 
+def cited_together(runs: Iterable[str | Path], *, baseline: bool = False) -> list[Citation]:
+    """Return the parts of several runs, each once; with ``baseline`` the linear classifier's too.
+
+    In the order of the runs, but for the software, which comes last.
+
+    Raises:
+        RunError: as :func:`cited`.
+    """
+    found = dict.fromkeys(citation for run in runs for citation in cited(run))
+    if baseline:
+        found |= dict.fromkeys(_software({"baseline": True}))
+    return sorted(found, key=lambda citation: citation.part == "software")
+
+
 def bibtex(citations: Iterable[Citation], config: Mapping[str, Any] | None = None) -> str:
     """Return the entries of all citations as BibTeX, each once, and longarc's own last.
 

@@ -67,6 +67,7 @@ def table_of(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "parameters": row["parameters"],
                 "steps": row["steps"],
                 "minutes": row["minutes"],
+                "start_kept": row.get("start_kept", 0),
                 "failed": row["why"],
             }
         )
@@ -123,6 +124,36 @@ def _speed(row: dict[str, Any]) -> str:
     return rate(row["prediction_documents_per_second"]["median"])
 
 
+START_KEPT = "*"
+"""The mark of a candidate whose training was for nothing."""
+
+
+def start_note(found: dict[str, Any]) -> str | None:
+    """What the mark says; None where no candidate has it."""
+    kept = {row["name"]: row.get("start_kept", 0) for row in found["candidates"]}
+    if not any(kept.values()):
+        return None
+    seeds = len(found["seeds"])
+    some = ", ".join(f"{name} with {n} of {seeds} seeds" for name, n in kept.items() if n)
+    return (
+        f"{START_KEPT} No epoch of its training beat the start on the validation split, so the "
+        "start was kept: quality is the linear probe's, or a random head's where there is none"
+        f"{f' ({some})' if seeds > 1 else ''}."
+    )
+
+
+def fitted_baseline(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The linear baseline's name and figures; None where there is none or it failed."""
+    baseline = found.get("baseline")
+    return None if baseline is None or baseline.get("why") is not None else baseline
+
+
+def failures(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """``name`` and ``why`` of the candidates that failed, and of the baseline if it did."""
+    rows = [*found["candidates"], found.get("baseline") or {}]
+    return [row for row in rows if row.get("why") is not None]
+
+
 def chart_of(found: dict[str, Any]) -> Any:
     """The bubble chart as a Panel; None if nothing was trained and timed."""
     points = []
@@ -136,7 +167,7 @@ def chart_of(found: dict[str, Any]) -> Any:
                     row["front"],
                 )
             )  # fmt: skip
-    baseline = found.get("baseline")
+    baseline = fitted_baseline(found)
     line = (baseline["name"], baseline["value"]) if baseline else None
     return trade_off_chart(points, baseline=line, memory=WHOSE)
 
@@ -162,7 +193,7 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Everything that the page shows."""
     finished = [row for row in found["candidates"] if row["why"] is None]
     order = sorted(finished, key=lambda row: -row["macro_f1"]["value"])
-    baseline = found.get("baseline")
+    baseline = fitted_baseline(found)
     return {
         "title": f"{len(found['candidates'])} candidates for {Path(str(found['data'])).name}",
         "found": found,
@@ -177,17 +208,23 @@ def context_of(found: dict[str, Any], folder: Path) -> dict[str, Any]:
                 "prediction_peak": _whole(row["prediction_peak_mib"]),
                 "link": _link(row, folder),
                 "options": _written(row["options"]),
+                "mark": _mark(row),
             }
             for row in order
         ],
-        "failed": [row for row in found["candidates"] if row["why"] is not None],
+        "failed": failures(found),
         "untimed": [row for row in finished if row["prediction_documents_per_second"] is None],
         "baseline": baseline
         and (baseline["name"], Figure(*(baseline[k] for k in ("value", "low", "high")))),
         "whose": WHOSE,
+        "start_note": start_note(found),
         "machine": _machine(found["machine"]),
         "several": len(found["seeds"]) > 1,
     }
+
+
+def _mark(row: dict[str, Any]) -> str:
+    return f" {START_KEPT}" if row.get("start_kept") else ""
 
 
 def _link(row: dict[str, Any], folder: Path) -> str | None:
@@ -238,7 +275,7 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
     for row in sorted(finished, key=lambda row: -row["macro_f1"]["value"]):
         quality, speed = row["macro_f1"], row["prediction_documents_per_second"]
         cells = [
-            shorten(row["name"], 40),
+            shorten(row["name"], 40) + _mark(row),
             f"{quality['value']:.3f} ({quality['low']:.3f}–{quality['high']:.3f})",
             "–" if speed is None else rate(speed["median"]),
             rate(row["training_documents_per_second"]),
@@ -249,9 +286,10 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
         style = "bold" if row["front"] else ""
         table.add_row(*(Text(cell, style=style) for cell in cells))
     console.print(table)
-    for row in found["candidates"]:
-        if row["why"] is not None:
-            console.print(Text(f"{row['name']} failed: {row['why']}"))
+    if note := start_note(found):
+        console.print(Text(note))
+    for row in failures(found):
+        console.print(Text(f"{row['name']} failed: {row['why']}"))
     console.print(Text(found["sentence"]))
     console.print()
 

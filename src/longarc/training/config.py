@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longarc.errors import OptionError
+from longarc.objectives.regularizers.registry import check_regularizers
 from longarc.training.model_defaults import (
     BORROWED,
     AnyPooling,
@@ -234,11 +235,14 @@ class TrainConfig:
                 "change nothing. Drop one of the two, or use --recipe crt, which weighs classes "
                 "equally."
             )
-        if self.freeze and self.regularizers:
-            raise OptionError(
-                "--freeze takes no training steps, so --regularizers would change nothing. Drop one "
-                "of the two."
-            )
+        for name, given in (
+            ("--regularizers", self.regularizers), ("--embedding-factor", self.embedding_factor != 1),
+        ):  # fmt: skip
+            if self.freeze and given:
+                raise OptionError(
+                    f"--freeze takes no training steps, so {name} would change nothing. Drop one of "
+                    "the two."
+                )
         if self.record_path:
             self._refuse_unrecordable()
         elif self.path_budget != TrainConfig.path_budget:
@@ -296,11 +300,17 @@ class TrainConfig:
 
     def _refuse_unrecordable(self) -> None:
         """What the recorder would refuse, before any work; it says why at more length."""
+        beyond = [
+            name
+            for name, options in check_regularizers(self.regularizers)
+            if name != "flooding" or not options.get("per_example")
+        ]
         for name, applies, why in (
             ("--freeze", self.freeze, "takes no training steps, so there is no path"),
-            ("--regularizers", self.regularizers, "go through the model several times a step"),
+            (f"--regularizers {', '.join(beyond)}", beyond,
+             "goes through the model several times a step, or makes it no sum over documents"),
             ("--loss radius-margin", self.loss == "radius-margin", "reads the head's weights"),
-        ):
+        ):  # fmt: skip
             if applies:
                 raise OptionError(
                     f"--record-path and {name} exclude each other: {name} {why}. Drop one of them."

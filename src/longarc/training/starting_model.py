@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longarc.data.labels import LabelSpace
 from longarc.files import write_json
@@ -56,13 +56,12 @@ def starting_model(
     )
     if config.positions != "trained":
         before = recorded_changes(model.config).get("positions", {})
+        how: dict[str, Any] = {}
+        if config.positions == "hierarchical":
+            how = {"alpha": config.position_alpha}
+            how |= {k: before[k] for k in ("alpha", "origin") if k in before}  # it goes on as begun
         stretch_positions(
-            model,
-            config.max_length or 0,
-            method=config.positions,
-            alpha=before.get("alpha", config.position_alpha),  # a stretch goes on as it began
-            origin=before.get("origin", 2),
-            tokenizer=tokenizer,
+            model, config.max_length or 0, method=config.positions, tokenizer=tokenizer, **how
         )
     if config.attention is not None:
         set_attention(model, config.attention, seed=config.seed, **(config.attention_options or {}))

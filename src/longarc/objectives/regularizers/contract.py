@@ -45,6 +45,12 @@ class Regularizer:
         return False
 
     @property
+    def sums_over_documents(self) -> bool:
+        """Whether a step stays one pass of each batch, with a loss of each document's logits."""
+        kind = type(self)
+        return kind.terms is Regularizer.terms and kind.step is Regularizer.step
+
+    @property
     def plain_weight(self) -> float:
         """How much is added to the factor 1 of L itself: −1 where the terms hold it already."""
         return 0.0

@@ -47,6 +47,11 @@ class Flooding(Regularizer):
         self.level = check_number("level", level)
         self.per_example = check_flag("per_example", per_example)
 
+    @property
+    def sums_over_documents(self) -> bool:
+        """If it is for each document."""
+        return self.per_example
+
     def example_losses(self, losses: Tensor) -> Tensor:
         """The flooded losses (k,), if it is for each document."""
         return (losses - self.level).abs() + self.level if self.per_example else losses

@@ -372,12 +372,13 @@ def check_recordable(trainer: Trainer) -> None:
     """Raise OptionError where longarc's trainer has a recorder and something it cannot record."""
     if not any(isinstance(c, PathRecorder) for c in trainer.callback_handler.callbacks):
         return
-    if trainer.regularizers:
-        names = ", ".join(type(regularizer).__name__ for regularizer in trainer.regularizers)
+    if beyond := [r for r in trainer.regularizers if not r.sums_over_documents]:
+        names = ", ".join(type(regularizer).__name__ for regularizer in beyond)
         raise OptionError(
             f"a training path cannot be recorded with {names}: the step is then no plain sum over "
             "the documents of gradients at the present weights, or passes them through the model "
-            "several times. Train without regularizers, or without a recorder."
+            "several times. Train without regularizers or with flooding of each document's loss "
+            "(per_example), or without a recorder."
         )
     if trainer.loss is not None and trainer.loss.uses_class_vectors:
         raise OptionError(

@@ -1,0 +1,79 @@
+"""One process at a time in a folder: who works there holds a lock, which ends with the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from longarc.errors import RunError
+from longarc.files import write_json
+
+LOCK, HOLDER = ".lock", ".holder.json"
+"""What is locked, and who says that he holds it: a locked file cannot be read everywhere."""
+
+
+@contextmanager
+def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold a folder while the block lasts; it is made if it is missing, and goes if it stays empty.
+
+    The system ends the lock with the process, also where that is killed. A file system that has no
+    locks is written to without one.
+
+    Args:
+        folder: where one process is to work.
+        wait: seconds to wait for another to end.
+
+    Raises:
+        RunError: another process holds it; the message names that one.
+
+    >>> import tempfile
+    >>> with held(Path(tempfile.mkdtemp()) / "out"):
+    ...     pass
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            lock = FileLock(folder / LOCK).acquire(timeout=wait)
+        except Timeout:
+            raise RunError(f"{folder} is in use: {_holder(folder)}") from None
+        except OSError:
+            lock = nullcontext()
+        with lock:
+            me = {
+                "process": os.getpid(),
+                "machine": platform.node(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            write_json(folder / HOLDER, me)
+            try:
+                yield
+            finally:
+                (folder / HOLDER).unlink(missing_ok=True)
+                if made and is_empty(folder):
+                    (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # until one that has something in it
+            for path in made:
+                path.rmdir()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder has nothing in it but what holding it leaves there."""
+    return all(path.name in (LOCK, HOLDER) for path in folder.iterdir())
+
+
+def _holder(folder: Path) -> str:
+    try:
+        found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        who = f"process {found['process']} on {found['machine']} works there since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process works there"
+    return f"{who}. Wait until it has ended, stop it, or name another folder with --out."
