@@ -13,7 +13,7 @@ import numpy as np
 from longarc.comparison.candidates import Candidate
 from longarc.comparison.slot import Slot, read
 from longarc.report.trade_off import pareto_front
-from longarc.training.bootstrap import resampled_figures
+from longarc.training.bootstrap import resampled_figures, with_interval
 from longarc.training.run_folder import RunFolder
 
 SPLITS = ("test", "validation")
@@ -96,10 +96,11 @@ def _row(
     seconds = [t["seconds"] for t in trained if t.get("seconds") is not None]
     peaks = [peak for t in trained if (peak := _peak(t)) is not None]
     row |= {
-        "macro_f1": _with_interval(values, f1),
+        # The mean over seeds, with the interval of the same mean on resampled documents.
+        "macro_f1": with_interval(float(np.mean(values)), f1),
         "by_seed": values,
-        "accuracy": _with_interval(
-            [m[split]["model"]["accuracy"]["value"] for m in metrics],
+        "accuracy": with_interval(
+            float(np.mean([m[split]["model"]["accuracy"]["value"] for m in metrics])),
             np.mean([d["accuracy"] for d in drawn], axis=0),
         ),
         "training_documents_per_second": round(float(np.mean(known)), 3) if known else None,
@@ -138,13 +139,6 @@ def _resampled(slot: Slot, split: str) -> dict[str, np.ndarray]:
     codes = [space.encode(table[name].to_pylist()) for name in ("label", "prediction")]
     target, prediction = (c.astype(bool) if c.ndim == 2 else c for c in codes)
     return resampled_figures(target, prediction, groups=space.groups)
-
-
-def _with_interval(values: Sequence[float], drawn: np.ndarray) -> dict[str, float]:
-    """The mean over seeds with the 95 % interval of the same mean on resampled documents."""
-    value = float(np.mean(values))
-    low, high = (float(end) for end in np.percentile(drawn, [2.5, 97.5]))
-    return {"value": value, "low": min(low, value), "high": max(high, value)}
 
 
 def _training_speed(slot: Slot) -> float | None:

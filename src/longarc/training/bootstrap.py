@@ -84,6 +84,18 @@ def resampled_figures(
     }
 
 
+def with_interval(value: float | None, drawn: np.ndarray | None) -> dict[str, float | None]:
+    """A figure as ``value``, with the ``low`` and ``high`` of 95 % of its resamples, if there are.
+
+    Widened to the value, which can lie outside of them.
+    """
+    drawn = None if drawn is None else drawn[np.isfinite(drawn)]
+    if value is None or drawn is None or not len(drawn):
+        return {"value": value, "low": None, "high": None}
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
+
+
 def figures_from_counts(
     hits: np.ndarray,
     support: np.ndarray,

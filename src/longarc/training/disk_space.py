@@ -11,12 +11,17 @@ CHECKPOINTS = 3 * 3
 """Copies of the weights in them: weights and two moments; best, last, next."""
 
 
-def refuse_full_disk(run: Path, parameters: int, copies: int = 1 + CHECKPOINTS) -> None:
-    """Raise RunError where a run folder's disk cannot hold so many copies of the parameters."""
-    place = run.absolute()
+def free_space(folder: Path) -> tuple[Path, int]:
+    """The nearest folder above that exists, and the bytes that are free there."""
+    place = folder.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
+    return place, shutil.disk_usage(place).free
+
+
+def refuse_full_disk(run: Path, parameters: int, copies: int = 1 + CHECKPOINTS) -> None:
+    """Raise RunError where a run folder's disk cannot hold so many copies of the parameters."""
+    place, free = free_space(run)
     needed = 4 * parameters * copies
     if free < needed:
         raise RunError(

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 
 from longarc.data.labels import LabelSpace
 from longarc.errors import DataError
-from longarc.training.bootstrap import resampled_figures
+from longarc.training.bootstrap import resampled_figures, with_interval
 
 BINS = 15
 """Bins of the calibration error: the number of Guo et al., 2017, arXiv 1706.04599."""
@@ -106,7 +106,7 @@ def evaluate_predictions(
     names = (*FIGURES, "mean_average_precision") if several else FIGURES
     return {
         "n": len(truth),
-        **{name: _with_interval(values.get(name), drawn.get(name)) for name in names},
+        **{name: with_interval(values.get(name), drawn.get(name)) for name in names},
         "per_class": per_class,
         "confused": [] if several else _confused(truth, answer, space),
         "reliability": reliability,
@@ -264,14 +264,6 @@ def _confused(truth: np.ndarray, answer: np.ndarray, space: LabelSpace) -> list[
         {"label": space.names[a], "prediction": space.names[b], "count": int(count)}
         for (a, b), count in zip(pairs[order], counts[order], strict=True)
     ]
-
-
-def _with_interval(value: float | None, drawn: np.ndarray | None) -> dict[str, float | None]:
-    drawn = None if drawn is None else drawn[np.isfinite(drawn)]
-    if value is None or drawn is None or not len(drawn):
-        return {"value": value, "low": None, "high": None}
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
 
 
 def _number(value: Any) -> float | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from longarc.training.trainer import Trainer
 
 
-def check_regularizers(trainer: Trainer) -> None:
+def check_with_regularizers(trainer: Trainer) -> None:
     """Raise OptionError or ModelError unless the trainer's regularizers can work with the rest."""
     if not trainer.regularizers:
         return

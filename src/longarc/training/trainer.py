@@ -27,7 +27,7 @@ from longarc.training.checkpoint import (
 )
 from longarc.training.parameters import parameter_groups
 from longarc.training.recording.path_recorder import check_recordable
-from longarc.training.regularized_step import check_regularizers, regularized_step
+from longarc.training.regularized_step import check_with_regularizers, regularized_step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ class Trainer(transformers.Trainer):
         super().__init__(model, args, *positional, **keywords)  # pyright: ignore[reportArgumentType]
         self.loss = loss.to(self.args.device) if loss is not None else None
         self.regularizers = list(regularizers)
-        check_regularizers(self)
+        check_with_regularizers(self)
         self.layer_decay = layer_decay
         self.embedding_factor = embedding_factor
         self.head_learning_rate = head_learning_rate

@@ -101,11 +101,11 @@ class _Answer:
     def walk(self) -> None:
         """From the start over the checkpoints to the weights that were handed over."""
         self.model.eval()
-        self._place(_parameters(self.path.snapshot(0)))
+        self._place(self.path.parameters(0))
         self.initial, gradients = self._gradients()
         self._move(gradients)
         for checkpoint in self.index.checkpoints:
-            self._place(_parameters(self.path.snapshot(checkpoint.step)))
+            self._place(self.path.parameters(checkpoint.step))
             _, gradients = self._gradients()
             self._at(checkpoint, gradients)
             self._move(gradients)
@@ -155,11 +155,6 @@ class _Answer:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(weights[name])
-
-
-def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "parameter."
-    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

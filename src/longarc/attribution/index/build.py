@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from longarc.attribution.index.projection import Projection
 from longarc.attribution.index.store import Index, create, path_identity
 from longarc.errors import ModelError, OptionError
 from longarc.options import check_choice, check_whole
+from longarc.training.disk_space import free_space
 from longarc.training.recording.recorded_path import RecordedPath
 from longarc.training.recording.replay import Replay, logits_of
 from longarc.version import __version__
@@ -289,10 +289,9 @@ def _refuse_full_disk(
             f"the index in {place}: {rows} rows of {each} bytes, {needed / 1e9:.3g} GB "
             f"({len(about['checkpoints'])} checkpoints)"
         )
-    near = place.absolute()
-    while not near.exists():
-        near = near.parent
-    if (free := shutil.disk_usage(near).free + there) < needed:
+    near, free = free_space(place)
+    free += there
+    if free < needed:
         raise OptionError(
             f"the index takes {needed / 1e9:.2f} GB, and {near} has {free / 1e9:.2f} GB free. Free "
             "some, ask for fewer dimensions or checkpoints, or name another folder."

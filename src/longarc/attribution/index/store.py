@@ -153,9 +153,7 @@ class Index:
         file = self.folder / "kept.safetensors"
         if file.is_file():
             return load_file(file)
-        prefix = "parameter."
-        tensors = path.snapshot(path.kept)
-        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        return path.parameters(path.kept)
 
     def write_kept(self, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights that no snapshot has."""

@@ -14,7 +14,7 @@ from longarc.data.token_file import TokenFile
 from longarc.dynamics.collapse import collapse_measures
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.batches import PaddedBatches
-from longarc.training.bootstrap import resampled_figures
+from longarc.training.bootstrap import resampled_figures, with_interval
 from longarc.training.evaluation import macro_f1
 from longarc.training.pretraining.codes import codes_of
 from longarc.training.pretraining.documents import Split
@@ -134,13 +134,8 @@ def _probe(labelled: Tensor, known: np.ndarray, asked: Tensor) -> np.ndarray:
 
 def _figures(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, Any]:
     drawn = resampled_figures(truth, predicted, groups=["head"] * classes)
-    found = {}
-    for name, value in (
-        ("accuracy", float((truth == predicted).mean())),
-        ("macro_f1", macro_f1(truth, predicted)),
-    ):
-        low, high = np.nanpercentile(drawn[name], (2.5, 97.5))
-        found[name] = {
-            "value": value, "low": min(value, float(low)), "high": max(value, float(high)),
-        }  # fmt: skip
-    return found
+    accuracy = float((truth == predicted).mean())
+    return {
+        "accuracy": with_interval(accuracy, drawn["accuracy"]),
+        "macro_f1": with_interval(macro_f1(truth, predicted), drawn["macro_f1"]),
+    }

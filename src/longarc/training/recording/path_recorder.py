@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from longarc.errors import ModelError, OptionError
 from longarc.options import check_number
+from longarc.training.disk_space import free_space
 from longarc.training.recording.recorded_path import (
     FORMAT,
     DiskPlan,
@@ -307,12 +307,11 @@ class PathRecorder(TrainerCallback):
         )
 
     def _refuse_full_disk(self, folder: Path) -> None:
-        place = folder.absolute()
-        while not place.exists():
-            place = place.parent
+        place, free = free_space(folder)
         needed = cast(DiskPlan, self.plan).bytes
         there = sum(f.stat().st_size for f in folder.glob("*") if f.is_file())  # to be replaced
-        if (free := shutil.disk_usage(place).free + there) < needed:
+        free += there
+        if free < needed:
             raise OptionError(
                 f"the training path takes up to {needed / 1e9:.2f} GB, and {place} has "
                 f"{free / 1e9:.2f} GB free. Free some, lower the path budget, or name another "

@@ -132,6 +132,12 @@ class RecordedPath:
         """``parameter.NAME`` and ``state.NAME.KEY`` before the update of a step."""
         return load_file(self._file("snapshot", step))
 
+    def parameters(self, step: int) -> dict[str, Tensor]:
+        """The trained parameters of a snapshot, by name."""
+        prefix = "parameter."
+        tensors = self.snapshot(step)
+        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
     def constants(self) -> dict[str, Tensor]:
         """Parameters that were not trained, and buffers, by name."""
         return load_file(self.folder / "constant.safetensors")
