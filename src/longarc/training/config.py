@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longarc.errors import OptionError
-from longarc.objectives.regularizers.registry import check_regularizers
+from longarc.objectives.regularizers.registry import build_regularizers, check_regularizers
 from longarc.training.model_defaults import (
     BORROWED,
     AnyPooling,
@@ -300,11 +300,9 @@ class TrainConfig:
 
     def _refuse_unrecordable(self) -> None:
         """What the recorder would refuse, before any work; it says why at more length."""
-        beyond = [
-            name
-            for name, options in check_regularizers(self.regularizers)
-            if name != "flooding" or not options.get("per_example")
-        ]
+        names = [name for name, _ in check_regularizers(self.regularizers)]
+        built = zip(names, build_regularizers(self.regularizers), strict=True)
+        beyond = [name for name, regularizer in built if not regularizer.sums_over_documents]
         for name, applies, why in (
             ("--freeze", self.freeze, "takes no training steps, so there is no path"),
             (f"--regularizers {', '.join(beyond)}", beyond,
