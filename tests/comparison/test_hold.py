@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from longarc.comparison import hold, training_process
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.folder import CompareFolder, cleared
 from longarc.comparison.hold import HOLDER, LOCK, held
 from longarc.comparison.job import run_comparison
+from longarc.comparison.slot import Slot
 from longarc.errors import OptionError, RunError
-from longarc.files import write_text
+from longarc.files import write_json, write_text
 
 PROGRAM = """
 import sys
@@ -21,21 +26,43 @@ from pathlib import Path
 from longarc.comparison.hold import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
-    sys.stdin.read()
+    if last := sys.stdin.read():
+        (Path(sys.argv[1]) / "spent.json").write_text(last)
 """
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that holds a folder."""
+@contextmanager
+def another(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a folder until it is written to, which it saves there."""
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, tmp_path / "out"],
+        [sys.executable, "-c", PROGRAM, folder],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds a folder."""
+    with another(tmp_path / "out") as process:
+        yield process
+
+
+def saying_later(process: subprocess.Popen[str], last: str) -> threading.Timer:
+    """Let it save that and end, when the caller waits already."""
+    assert process.stdin is not None
+    stream = process.stdin
+
+    def say() -> None:
+        stream.write(last)
+        stream.close()
+
+    timer = threading.Timer(0.3, say)
+    timer.start()
+    return timer
 
 
 def comparison(out: Path, **options) -> CompareConfig:
@@ -91,3 +118,41 @@ def test_starting_over_keeps_the_lock(tmp_path):
         assert {path.name for path in cleared(config).path.iterdir()} == {LOCK, HOLDER}
         with pytest.raises(RunError, match="is in use"), held(out):
             pass
+
+
+def test_a_training_knows_what_the_one_before_spent_last(tmp_path, monkeypatch):
+    """That one's comparison was killed, and it saves its state before it ends."""
+    slot = Slot(tmp_path / "slot")
+    slot.path.mkdir()
+    write_json(slot.spent, {"seconds": 1.0})
+    seen = []
+    monkeypatch.setattr(training_process, "_train", lambda *given: seen.append(given[2]))
+    with another(slot.path) as process:
+        timer = saying_later(process, '{"seconds": 7.0}')
+        assert training_process.work(slot) == 0
+        timer.join()
+    assert seen == [{"seconds": 7.0}]
+
+
+def test_starting_over_waits_for_a_training_that_still_saves(tmp_path):
+    """It would leave its state among that of the new one."""
+    config = comparison(tmp_path / "out", overwrite=True)
+    folder = CompareFolder(config.folder)
+    slot = folder.slot("a", 0)
+    with held(folder.path), another(slot.path) as process:
+        folder.write_settings(config, [], {})
+        timer = saying_later(process, "{}")
+        assert {path.name for path in cleared(config).path.iterdir()} == {LOCK, HOLDER}
+        timer.join()
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("error", [OSError(95, "no locks here"), NotImplementedError("no flock")])
+def test_where_there_are_no_locks_one_works_without(tmp_path, monkeypatch, error):
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hold.FileLock, "acquire", acquire)
+    with held(tmp_path / "out"):
+        assert (tmp_path / "out" / HOLDER).is_file()
+    assert not list(tmp_path.iterdir())

@@ -88,10 +88,11 @@ def test_an_edited_file_of_candidates_is_told_of_or_refused(tmp_path):
     _begun(options(out, candidates=str(file)), TABLE, None, Reporter(None))
 
     def said() -> str:
-        console = Console(file=io.StringIO(), width=200)
+        printed = io.StringIO()
+        console = Console(file=printed, width=200)
         job = _opened(resumed(CompareConfig(out=str(out))), None, None, Reporter(console))
         assert [c.name for c in job.candidates] == ["mean", "cls"]
-        return console.file.getvalue()
+        return printed.getvalue()
 
     assert said() == ""
     file.write_text("# the same\ncls: {pooling: cls}\nmean:\n")
@@ -165,6 +166,31 @@ def test_timings_are_kept_unless_one_failed(tmp_path, monkeypatch):
     assert job._read()["candidates"] == again
     monkeypatch.undo()
     assert job._read()["candidates"] == again
+
+
+def test_a_baseline_that_was_stopped_is_tried_again(tmp_path):
+    """Its candidate is finished by then; one that bears none has nothing left to do."""
+    job = _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
+    mean, cls = job.candidates
+    for (slot,) in job.slots.values():
+        slot.path.mkdir(parents=True)
+        write_json(slot.training, {})
+    assert (job._done(mean, 0), job._done(cls, 0)) == (False, True)
+    (slot,) = job.slots["mean"]
+    for baseline, done in (({"why": "no memory"}, False), ({"test": {}}, True)):
+        write_json(slot.baseline, baseline)
+        assert job._done(mean, 0) is done
+
+
+def test_a_killed_candidate_says_why_there_is_no_baseline(tmp_path, monkeypatch):
+    job = _begun(options(tmp_path / "out"), TABLE, CANDIDATES, Reporter(None))
+    monkeypatch.setattr("longarc.comparison.job.run_training", lambda *_: -9)
+    with pytest.raises(RunError, match="no candidate could be trained"):
+        job._train()
+    first, second = (job.slots[name][0] for name in CANDIDATES)
+    assert "that one failed" in job._baseline()["why"]
+    assert "memory" in read(first.failure)["why"]
+    assert not second.baseline.exists()
 
 
 def test_a_job_has_the_shared_options_and_its_own(tmp_path):

@@ -15,7 +15,7 @@ from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import read
 from longarc.errors import RunError
 from longarc.report.citations import Citation, bibtex, cited_together, config_of
-from longarc.report.trade_off import table_of
+from longarc.report.trade_off import fitted_baseline, table_of
 from longarc.training.option_fields import check_names
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class Comparison:
     @property
     def cited(self) -> list[Citation]:
         """The parts that the candidates used, each once; the baseline among them."""
-        baseline = self.found["baseline"]
-        fitted = baseline is not None and baseline.get("why") is None
-        return cited_together(self._runs, baseline=fitted)
+        return cited_together(self._runs, baseline=fitted_baseline(self.found) is not None)
 
     @property
     def citations(self) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from longarc.comparison.candidates import Candidate, in_a_file
+from longarc.comparison.children import PATIENCE
 from longarc.comparison.config import CompareConfig
-from longarc.comparison.hold import HOLDER, LOCK, is_empty
+from longarc.comparison.hold import HOLDER, LOCK, held, is_empty
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
 from longarc.files import refuse_taken, write_text
@@ -161,6 +162,10 @@ def cleared(config: CompareConfig) -> CompareFolder:
     refuse_existing(config)
     folder = CompareFolder(config.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
+    for slot in folder.path.glob("candidates/*/seed-*/"):
+        # The process of a comparison that was killed may still be saving its state there.
+        with held(slot, wait=PATIENCE):
+            pass
     for path in folder.path.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

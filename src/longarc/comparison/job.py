@@ -227,7 +227,7 @@ class _Job:
                 status = run_training(slot.path, slot.log, part.look)
                 if not slot.finished and not slot.failure.is_file():
                     write_json(slot.failure, {"why": how_it_ended(status, slot.log)})
-                elif self._bears_baseline(candidate, seed) and not slot.baseline.is_file():
+                if self._bears_baseline(candidate, seed) and not slot.baseline.is_file():
                     why = how_it_ended(status, slot.log) if slot.finished else NOT_REACHED
                     write_json(slot.baseline, {"why": why})
                 part.end()
@@ -244,10 +244,11 @@ class _Job:
         return candidate is self.candidates[0] and seed == self.config.every_seed[0]
 
     def _done(self, candidate: Candidate, seed: int) -> bool:
-        """Whether nothing is left to do; a baseline that failed is tried again."""
+        """Whether nothing is left to do; a baseline that failed or was stopped is tried again."""
         slot = self.folder.slot(candidate.name, seed)
-        again = self._bears_baseline(candidate, seed) and "why" in read(slot.baseline)
-        return slot.finished and not again
+        baseline = read(slot.baseline)
+        fitted = bool(baseline) and "why" not in baseline
+        return slot.finished and (fitted or not self._bears_baseline(candidate, seed))
 
     def _prepare(self, slot: Slot, candidate: Candidate, seed: int) -> None:
         """Write down what the process is to do."""
@@ -358,11 +359,9 @@ class _Job:
         metrics = RunFolder(next(self._finished()).run).metrics()
         return "test" if "test" in metrics else "validation"
 
-    def _baseline(self) -> dict[str, Any] | None:
+    def _baseline(self) -> dict[str, Any]:
         """Macro-F1 of TF-IDF and a linear SVM with the first seed, or why there is none."""
         found = read(self.slots[self.candidates[0].name][0].baseline)
-        if not found:  # of a version that wrote down no reason
-            return None
         name = {"name": system_name("tfidf-svm")}
         return name | (found if "why" in found else found[self._split()]["macro_f1"])
 

@@ -29,18 +29,23 @@ from longarc.training.run_folder import RunFolder
 
 
 def main(slot: Slot) -> int:
-    """Train; 0 when all went well, 1 for a failure that is explained, 130 when interrupted."""
+    """Do it, and end with the comparison."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job = read(slot.job)
-    before = read(slot.spent)
-    started = time.monotonic()
+    return work(slot)
+
+
+def work(slot: Slot) -> int:
+    """Train; 0 when all went well, 1 for a failure that is explained, 130 when interrupted."""
     try:
-        # The process of a comparison that was killed may still be saving its state.
+        # The process of a comparison that was killed may still be saving its state; only then is
+        # it known what it spent.
         with held(slot.path, wait=PATIENCE):
-            _train(slot, job, before, started)
-    except Interrupted:
-        write_json(slot.spent, _spent(before, started))
-        return 130
+            before, started = read(slot.spent), time.monotonic()
+            try:
+                _train(slot, read(slot.job), before, started)
+            except Interrupted:
+                write_json(slot.spent, _spent(before, started))
+                return 130
     except LongarcError as error:
         write_json(slot.failure, {"why": in_a_comparison(str(error))})
         return 1

@@ -98,7 +98,7 @@ STUDIES: dict[str, StudyInfo] = {
     "positions": StudyInfo(
         "longarc.studies.positions.study:positions",
         "positions stretched threefold: masked tokens restored before and after training",
-        seconds=660,
+        seconds=1130,
         claim=(
             "Trained positions, combined by a coarse and a fine index, serve longer texts after a "
             "short training"

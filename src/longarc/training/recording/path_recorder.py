@@ -56,8 +56,9 @@ class PathRecorder(TrainerCallback):
 
     Raises:
         OptionError: on the start of training, what cannot be replayed: an optimizer other than
-            torch's SGD, Adam and AdamW; several processes or GPUs; float16; regularizers; a data
-            set without indices; a budget that is too small.
+            torch's SGD, Adam and AdamW; several processes or GPUs; float16; regularizers but
+            flooding of each document's loss; a data set without indices; a budget that is too
+            small.
 
     >>> recorder = PathRecorder("runs/tickets/path", budget=2.0)
     >>> recorder.budget
