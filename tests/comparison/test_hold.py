@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -103,6 +104,15 @@ def test_waiting_outlasts_one_that_ends(tmp_path, holder):
 def test_what_is_refused_leaves_no_folder(tmp_path):
     with pytest.raises(OptionError, match="no table named"):
         run_comparison(comparison(tmp_path / "runs" / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_stays_in_a_folder_that_was_empty(tmp_path):
+    with held(tmp_path):
+        assert {LOCK, HOLDER} == {path.name for path in tmp_path.iterdir()}
+    assert not list(tmp_path.iterdir())
+    with held(tmp_path / "new"):
+        shutil.rmtree(tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 

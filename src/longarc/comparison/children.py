@@ -103,7 +103,7 @@ class Reader:
     def answer(self) -> dict[str, Any]:
         """The next line it says; RunError if it ended instead."""
         line = self.process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # it ended, perhaps in the middle of one
             raise RunError(how_it_ended(self.process.wait(), self.log))
         return json.loads(line)
 

@@ -57,7 +57,7 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
                 yield
             finally:
                 (folder / HOLDER).unlink(missing_ok=True)
-                if made and is_empty(folder):
+                if folder.is_dir() and is_empty(folder):
                     (folder / LOCK).unlink(missing_ok=True)
     finally:
         with suppress(OSError):  # until one that has something in it
