@@ -7,6 +7,7 @@ R52 ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
@@ -20,10 +21,10 @@ demo: $(VENV)/.demo-installed ## train on packaged licence texts and write runs/
 	$(BIN)/longarc demo --overwrite $(OPTIONS)
 
 test: lint ## everything that CI runs: format, lint, types, layers, tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(OPTIONS)
+	$(PYTEST) $(OPTIONS)
 
 coverage: $(VENV)/.dev-installed ## the tests again, and which lines and branches of src/ they do not reach
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov $(OPTIONS)
+	$(PYTEST) --cov $(OPTIONS)
 
 lint: $(VENV)/.dev-installed ## the checks that run no code: format, lint, types, layers
 	$(BIN)/ruff format --check
