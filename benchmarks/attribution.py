@@ -2,6 +2,7 @@
 
     python benchmarks/attribution.py compare --model small
     python benchmarks/attribution.py compare --model minilm --methods longarc "captum TracInCP"
+    python benchmarks/attribution.py search --documents 1000000
 
 One classifier is trained on categories of licence texts with a recorded path. The exact
 contributions to the losses of held-out documents are the measure; every method has the same
@@ -25,8 +26,10 @@ from transformers import BertConfig, BertModel, TrainingArguments
 
 import longarc
 from attribution_peers import PEERS, Found, Plain, Task, no_shortcut_for_masks
+from longarc.attribution.index import store
 from longarc.attribution.index.answer import explain_by_index
 from longarc.attribution.index.build import build_index
+from longarc.attribution.index.search import scores, top
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.data.labels import LabelSpace
@@ -35,7 +38,7 @@ from longarc.models.loading import load_classifier, load_tokenizer
 from longarc.models.mean_pooled import from_encoder
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
-from rows import append_row, spread
+from rows import append_row, peak_growth, spread
 
 OURS = ("longarc", "longarc head")
 
@@ -56,7 +59,15 @@ def main() -> None:
     compare.add_argument("--dimensions", type=int, default=1024)
     compare.add_argument("--peer-batch", type=int, default=32)
     compare.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
+    find = verbs.add_parser("search", help="the ten largest of many rows, drawn at random")
+    find.add_argument("--documents", type=int, default=1_000_000)
+    find.add_argument("--dimensions", type=int, default=1024)
+    find.add_argument("--queries", type=int, nargs="+", default=[1, 32])
+    find.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
+    if chosen.verb == "search":
+        search(chosen)
+        return
     no_shortcut_for_masks()
     with tempfile.TemporaryDirectory() as folder:
         trained = train(Path(folder), chosen)
@@ -209,6 +220,37 @@ def ours(name: str, trained: SimpleNamespace, chosen: argparse.Namespace) -> Fou
     size = sum(index.part_file(*part).stat().st_size for part in index.parts)
     scores = np.stack([e.contributions for e in found])
     return Found(scores, seconds, asked, size / chosen.documents, index.rows)
+
+
+def search(chosen: argparse.Namespace) -> None:
+    """How long a question takes an index of one checkpoint; a row for each number of questions."""
+    number, size, part = chosen.documents, chosen.dimensions, 1024
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = {
+            "step": 0, "first": 0, "after": 1, "moments": 0, "ratios": [1.0], "decay": [0.0],
+            "coupled": [0.0], "documents": number,
+        }  # fmt: skip
+        about = {"checkpoints": [checkpoint], "part": part, "dtype": "float16"}
+        index = store.create(Path(folder), about | {"documents": number, "dimensions": size})
+        generator = torch.Generator().manual_seed(0)
+        for step, place in index.parts:
+            rows = torch.randn(index.rows_of(step, place), size, generator=generator)
+            documents = np.arange(place * part, place * part + len(rows))
+            index.write_part(step, place, documents, rows)
+        for queries in chosen.queries:
+            asked = [torch.randn(queries, size, generator=generator)]
+            seconds, growth = [], []
+            for _ in range(chosen.repeats):
+                started = time.perf_counter()
+                growth.append(
+                    peak_growth(lambda asked=asked: top(scores(index, asked, size).values, 10))
+                )
+                seconds.append(time.perf_counter() - started)
+            append_row(
+                "attribution-search", documents=number, dimensions=size, queries=queries,
+                threads=torch.get_num_threads(), seconds=spread(seconds),
+                peak_growth_mib=max(growth), gigabytes=round(number * size * 2 / 1e9, 2),
+            )  # fmt: skip
 
 
 if __name__ == "__main__":
