@@ -338,6 +338,7 @@ def test_wrong_words(longarc, recorded, words, status, said):
     [
         (("--record-path", "--freeze"), "takes no training steps"),
         (("--record-path", "--regularizers", "fgm"), "several times a step"),
+        (("--record-path", "--regularizers", "flooding"), "per_example: true"),
         (("--record-path", "--loss", "radius-margin"), "reads the head's weights"),
         (("--path-budget", "3"), "--path-budget is for --record-path"),
         (("--record-path", "--path-budget", "0.000001", "--no-baseline", "--epochs", "1"),
