@@ -326,6 +326,8 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
         (("--text", "a", "--top", "0"), 1, "--top must be a whole number"),
         (("--text", " "), 1, "the text is empty, so there is nothing in it to explain"),
         (("--text", "", "--method", "indexed"), 1, "the text is empty"),
+        (("--text", "pump", "--rows", "3"), 1, "--rows is for the rows of a table"),
+        (("--text", "pump", "--out", "x.pdf"), 1, ".jsonl, .parquet, .html, .htm."),
     ],
 )
 def test_wrong_words(longarc, recorded, words, status, said):
