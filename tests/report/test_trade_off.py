@@ -134,6 +134,8 @@ def test_the_sentence_says_what_is_settled(found):
     assert said.endswith("with 0.100 less macro-F1.")
     found["candidates"][1]["front"] = False
     assert sentence_of(found).endswith("predicts fastest (5 documents a second).")
+    found["candidates"][1]["less_than_best"]["low"] = 0.0
+    assert sentence_of(found).endswith("these documents do not tell it from linear.")
 
 
 def test_the_folder_has_page_chart_and_table(found, tmp_path: Path):
