@@ -94,9 +94,10 @@ def sentence_of(found: dict[str, Any]) -> str:
     of_all = best["less_than_best"] is None
     among = "" if of_all else "Of those that were timed, "
     if best is fastest:
+        near = _level(found) if of_all else ""
         return (
             f"{among}{best['name']} has the best macro-F1 ({best['macro_f1']['value']:.3f}) and "
-            f"predicts fastest ({_speed(best)} documents a second).{_level(found) if of_all else ''}"
+            f"predicts fastest ({_speed(best)} documents a second).{near}"
         )
     times = (
         fastest["prediction_documents_per_second"]["median"]
