@@ -359,6 +359,7 @@ def test_what_cannot_be_recorded(longarc, tickets, tiny_model, tmp_path, words, 
 def test_two_processes_build_the_index_that_one_builds(longarc, recorded):
     """Each writes its shards, and one says what was built."""
     index = recorded / "path" / "index"
+    shutil.rmtree(index, ignore_errors=True)  # other tests' has other options
     status, _, err = longarc("explain", recorded, "--build-index")
     assert status == 0, err
     alone = {path.name: path.read_bytes() for path in index.iterdir()}
