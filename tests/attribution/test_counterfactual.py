@@ -12,6 +12,7 @@ from longarc.attribution.counterfactual import _Back, effects
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError
+from longarc.objectives.regularizers.changed_loss import ChangedLoss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
 from longarc.training.recording.replay import Replay
@@ -24,7 +25,7 @@ QUERIES = [
 ]
 
 
-def written_out(run, weights):
+def written_out(run, weights, level=None):
     """The recorded training as a function of the documents' weights in its loss; the end values."""
     model, path, data = run.trainer.model, run.path, run.data
     about, tensors = path.about, path.snapshot(0)
@@ -40,6 +41,8 @@ def written_out(run, weights):
                 p.requires_grad_()
         logits = functional_call(model, theta, (data.x[documents],))["logits"]
         each = torch.nn.functional.cross_entropy(logits, data.y[documents], reduction="none")
+        if level is not None:
+            each = (each - level).abs() + level
         loss = (each * weights[documents]).sum() / len(documents)
         grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
         if about["max_grad_norm"]:
@@ -84,6 +87,19 @@ def test_effects_are_the_derivatives_of_the_training(record, options):
     found = effects(run.path, run.trainer.model, run.data, run.trainer.data_collator, QUERIES)
     assert found == pytest.approx(np.stack(expected), rel=1e-7, abs=1e-11)
     assert np.abs(found).max() > 1e-4
+
+
+def test_a_flooded_loss_of_each_document(record):
+    flooding = longarc.Flooding(level=1.0, per_example=True)
+    run = record(regularizers=[flooding], max_steps=6, gradient_accumulation_steps=2, **ADAMW)
+    given = (run.path, run.trainer.model, run.data, run.trainer.data_collator)
+    weights = torch.ones(len(run.data), dtype=torch.float64, requires_grad=True)
+    values = written_out(run, weights, level=1.0)
+    expected = [torch.autograd.grad(v, weights, retain_graph=True)[0].numpy() for v in values]
+    with pytest.raises(OptionError, match="is not the one that was recorded"):
+        effects(*given, QUERIES)
+    found = effects(*given, QUERIES, loss=ChangedLoss(longarc.CrossEntropyLoss(), [flooding]))
+    assert found == pytest.approx(np.stack(expected), rel=1e-7, abs=1e-11)
 
 
 def test_layers_that_are_not_known_take_the_forward_mode(record, small):

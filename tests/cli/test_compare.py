@@ -347,3 +347,11 @@ def test_an_option_that_is_not_there_is_answered_with_the_near_one(longarc, tick
     status, _, err = longarc("compare", tickets, "--budgt-steps", 1)
     assert status == 2
     assert "--budget-steps" in err
+
+
+def test_a_comparison_is_no_run_and_is_not_resumed_and_replaced_at_once(longarc, tmp_path):
+    (tmp_path / "compare.yaml").write_text("out: x")
+    status, _, err = longarc("report", tmp_path)
+    assert (status, f"{tmp_path}/candidates/NAME/seed-0/run" in err) == (1, True), err
+    status, _, err = longarc("compare", "--resume", "--overwrite", "--out", tmp_path)
+    assert (status, "Drop one of them" in err) == (1, True), err

@@ -326,6 +326,8 @@ def test_a_run_without_a_path_says_how_to_record_one(longarc, trained, words):
         (("--text", "a", "--top", "0"), 1, "--top must be a whole number"),
         (("--text", " "), 1, "the text is empty, so there is nothing in it to explain"),
         (("--text", "", "--method", "indexed"), 1, "the text is empty"),
+        (("--text", "pump", "--rows", "3"), 1, "--rows is for the rows of a table"),
+        (("--text", "pump", "--out", "x.pdf"), 1, ".jsonl, .parquet, .html, .htm."),
     ],
 )
 def test_wrong_words(longarc, recorded, words, status, said):
@@ -338,6 +340,7 @@ def test_wrong_words(longarc, recorded, words, status, said):
     [
         (("--record-path", "--freeze"), "takes no training steps"),
         (("--record-path", "--regularizers", "fgm"), "several times a step"),
+        (("--record-path", "--regularizers", "flooding"), "per_example: true"),
         (("--record-path", "--loss", "radius-margin"), "reads the head's weights"),
         (("--path-budget", "3"), "--path-budget is for --record-path"),
         (("--record-path", "--path-budget", "0.000001", "--no-baseline", "--epochs", "1"),

@@ -133,7 +133,11 @@ def test_the_sentence_says_what_is_settled(found):
     assert said.startswith("Of those that were timed, exact has the best macro-F1, 0.800.")
     assert said.endswith("with 0.100 less macro-F1.")
     found["candidates"][1]["front"] = False
+    for row in found["candidates"][1:3]:
+        row["less_than_best"] = {"value": 0.1, "low": 0.02, "high": 0.2}
     assert sentence_of(found).endswith("predicts fastest (5 documents a second).")
+    found["candidates"][1]["less_than_best"]["low"] = 0.0
+    assert sentence_of(found).endswith("these documents do not tell it from linear.")
 
 
 def test_the_folder_has_page_chart_and_table(found, tmp_path: Path):

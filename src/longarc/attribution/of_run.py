@@ -21,6 +21,8 @@ from longarc.attribution.query import MEASURES, Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError, RunError, close_matches
 from longarc.objectives.losses.registry import build_loss
+from longarc.objectives.regularizers.changed_loss import ChangedLoss
+from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.options import check_choice
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath, load_training
@@ -242,13 +244,15 @@ def _named(labels: Sequence[Any]) -> list[str]:
 def _loss(folder: RunFolder, documents: int) -> Loss:
     """What the run minimised."""
     config, space = folder.config(), folder.labels()
-    return build_loss(
+    loss = build_loss(
         config.loss,
         class_counts=space.counts,
         num_examples=documents,
         options=config.loss_options,
         multi_label=space.multi_label,
     )
+    regularizers = build_regularizers(config.regularizers)
+    return ChangedLoss(loss, regularizers) if regularizers else loss
 
 
 def _path(folder: RunFolder) -> RecordedPath:

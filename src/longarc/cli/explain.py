@@ -9,6 +9,7 @@ from typing import Any
 from longarc.cli.parser import Parser, as_typed
 
 EFFECTS = "effects"
+PAGES = (".html", ".htm")
 
 
 def run(words: Sequence[str]) -> int:
@@ -32,8 +33,9 @@ def run(words: Sequence[str]) -> int:
         "--column", type=as_typed, default=None, help="column of texts; default: as in training"
     )
     parser.add_argument(
-        "--rows", type=int, default=16, help="rows of the table, the first; all share one replay"
-    )
+        "--rows", type=int, default=None,
+        help="rows of the table, the first; all share one replay; default: 16",
+    )  # fmt: skip
     parser.add_argument(
         "--label", type=as_typed, default=None, help="class to explain; default: the prediction"
     )
@@ -93,6 +95,8 @@ def run(words: Sequence[str]) -> int:
     top = check_whole("--top", chosen.top, at_least=1)
     if chosen.errors is not None:
         check_whole("--errors", chosen.errors, at_least=1)
+    if chosen.rows is not None and chosen.data is None:
+        raise OptionError("--rows is for the rows of a table, and none is named. Drop it.")
     if chosen.tolerance is None:
         chosen.tolerance = 1e-3
     elif chosen.method != "exact":
@@ -230,28 +234,30 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
     from longarc.errors import DataError
     from longarc.options import check_whole
 
+    rows = 16 if chosen.rows is None else chosen.rows
     examples, _ = read_examples(
         chosen.data, text=chosen.column or opened.config.text, need_label=False
     )
-    rows = examples.texts[: check_whole("--rows", chosen.rows, at_least=1)]
+    rows = examples.texts[: check_whole("--rows", rows, at_least=1)]
     texts = [text for text in rows if text.strip()]
     if not texts:
         raise DataError(f"{chosen.data} has no text to explain; expected one or more.")
     if empty := len(rows) - len(texts):
-        many = "texts are" if empty > 1 else "text is"
-        console.print(f"{empty} of the {len(rows)} {many} empty and left out", markup=False)
+        many = "are" if empty > 1 else "is"
+        told = f"{empty} of the {len(rows)} texts {many} empty and left out"
+        console.print(told, markup=False)
     return texts
 
 
 def _check_writable(out: Any) -> None:
     from longarc.data.table_writer import check_writable
 
-    if out.suffix.lower() not in (".html", ".htm"):
-        check_writable(out)
+    if out.suffix.lower() not in PAGES:
+        check_writable(out, *PAGES)
 
 
 def _write(out: Any, opened: Any, rows: list[dict[str, Any]], found: list[Any]) -> None:
-    if out.suffix.lower() in (".html", ".htm"):
+    if out.suffix.lower() in PAGES:
         from longarc.report.explanations import write_explanations
 
         write_explanations(out, rows, title=f"What made {opened.path.name} say so")

@@ -47,6 +47,7 @@ from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
+from longarc.training.option_fields import check_out
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder
 
@@ -78,6 +79,7 @@ def run_comparison(
     """
     reporter = Reporter(console)
     if config.resume:
+        check_out(config)
         if candidates is None and config.candidates and config.candidates not in PRESETS:
             candidates = read_candidates(config.candidates)
         config = resumed(config)

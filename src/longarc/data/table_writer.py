@@ -22,14 +22,17 @@ class Rows(Protocol):
         """Append the rows of these columns."""
 
 
-def check_writable(path: str | Path) -> Path:
-    """The path, or a DataError that says which formats there are or that its folder is missing."""
+def check_writable(path: str | Path, *others: str) -> Path:
+    """The path, or a DataError that says which formats there are or that its folder is missing.
+
+    ``others`` are endings of files that the caller writes itself.
+    """
     path = Path(path).expanduser()
-    if path.suffix.lower() not in FORMATS:
-        raise DataError(
-            f"cannot write {path}: expected a name that ends in one of {', '.join(FORMATS)}. "
-            f"{close_matches(path.suffix, FORMATS)}"
-        )
+    formats = (*FORMATS, *others)
+    if path.suffix.lower() not in formats:
+        likely = close_matches(path.suffix, formats).partition("Known:")[0]
+        ends = f"expected a name that ends in one of {', '.join(formats)}"
+        raise DataError(f"cannot write {path}: {ends}. {likely}".rstrip())
     if not path.parent.is_dir():
         raise DataError(f"cannot write {path}: there is no folder {path.parent}. Make it first.")
     return path

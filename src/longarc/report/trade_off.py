@@ -94,9 +94,10 @@ def sentence_of(found: dict[str, Any]) -> str:
     of_all = best["less_than_best"] is None
     among = "" if of_all else "Of those that were timed, "
     if best is fastest:
+        near = _level(found) if of_all else ""
         return (
             f"{among}{best['name']} has the best macro-F1 ({best['macro_f1']['value']:.3f}) and "
-            f"predicts fastest ({_speed(best)} documents a second)."
+            f"predicts fastest ({_speed(best)} documents a second).{near}"
         )
     times = (
         fastest["prediction_documents_per_second"]["median"]
@@ -118,6 +119,13 @@ def sentence_of(found: dict[str, Any]) -> str:
         f"with {less['value']:.3f} less macro-F1{open_question} (95 % interval "
         f"{less['low']:+.3f} … {less['high']:+.3f})."
     )
+
+
+def _level(found: dict[str, Any]) -> str:
+    """Which candidates the documents do not tell from the best."""
+    differences = {row["name"]: row["less_than_best"] for row in found["candidates"]}
+    near = [name for name, less in differences.items() if less and less["low"] <= 0]
+    return f" In macro-F1 these documents do not tell it from {', '.join(near)}." if near else ""
 
 
 def _speed(row: dict[str, Any]) -> str:

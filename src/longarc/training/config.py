@@ -25,6 +25,9 @@ from longarc.training.option_fields import (
     option,
 )
 
+_SEVERAL_PASSES = "goes through the model several times a step, or turns whole steps round"
+_FLOODED = "{flooding: {level: 0.1, per_example: true}} floods each document's loss and does not"
+
 _ONLY_WITH = {
     "position_alpha": ("positions", ("hierarchical",)),
     "attention_minutes": ("attention", ("learned",)),
@@ -306,7 +309,7 @@ class TrainConfig:
         for name, applies, why in (
             ("--freeze", self.freeze, "takes no training steps, so there is no path"),
             (f"--regularizers {', '.join(beyond)}", beyond,
-             "goes through the model several times a step, or makes it no sum over documents"),
+             f"{_SEVERAL_PASSES}; {_FLOODED}" if "flooding" in beyond else _SEVERAL_PASSES),
             ("--loss radius-margin", self.loss == "radius-margin", "reads the head's weights"),
         ):  # fmt: skip
             if applies:

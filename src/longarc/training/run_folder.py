@@ -184,10 +184,17 @@ def open_run_folder(
     Raises :class:`~longarc.errors.RunError` that says what is missing and what to do.
     """
     folder = kind(Path(path).expanduser())
+    if folder.path.is_file():
+        raise RunError(f"{folder.path} is a file: expected a run folder, such as runs/tickets.")
     if not folder.path.is_dir():
         raise RunError(
             f"no run folder at {folder.path}. Make one with: "
             f"longarc {kind.verb} DATA --out {folder.path}"
+        )
+    if (folder.path / "compare.yaml").is_file():
+        raise RunError(
+            f"{folder.path} is a comparison. Name one of its runs, such as "
+            f"{folder.path}/candidates/NAME/seed-0/run."
         )
     if not folder.config_file.is_file():
         inside = ", ".join(sorted(p.name for p in folder.path.iterdir())[:8]) or "nothing"
