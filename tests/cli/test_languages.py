@@ -99,6 +99,9 @@ def test_check_counts_tokens(language, longarc, tmp_path, tokenizer):
     assert sum(part["count"] for part in lengths["histogram"]) == len(texts)
     assert lengths["truncated_documents"] == np.mean([n > 8 for n in counts])
     assert {one["name"] for one in said["labels"]} == set(labels)
+    code = "spelled-script" if language == "Arabic" else "unknown-script"
+    scripts = {f["code"]: f["count"] for f in said["findings"] if f["code"].endswith("-script")}
+    assert scripts == {code: len(texts)}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

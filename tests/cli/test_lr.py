@@ -165,6 +165,35 @@ def test_wrong_options_of_lr_say_what_was_expected(longarc, words, status, said)
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--freeze",), "lr needs training steps, and --freeze takes none: drop --freeze."),
+        (("--epochs", 0), "lr needs training steps, and --epochs is 0"),
+        (("--learning-rate", "1e-3"), "lr takes no --learning-rate: it is what is searched for."),
+        (("--learning-rate=auto",), "lr takes no --learning-rate: it is what is searched for."),
+        (("--head-learning-rate", 0.1), "lr takes no --head-learning-rate: one rate is searched"),
+        (("--resume",), "lr takes no --resume"),
+        (("--validation-fraction", 0), "no documents to choose on"),
+        (("--calibrate", "--no-baseline", "--hybrid", 8), "no-such.csv"),
+    ],
+)
+def test_lr_speaks_of_what_was_typed(longarc, words, said):
+    """What does not matter to a search is taken, as a training's command has it."""
+    status, _, err = longarc("lr", "no-such.csv", *words)
+    assert status == 1
+    assert said in err
+    assert "auto" not in err
+
+
+def test_lr_of_a_frozen_run_is_refused(longarc, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("learning_rate: 3.0e-3\nresume: true\nfreeze: true\n")
+    command = ("lr", "no-such.csv", "--config", file)
+    assert "drop --freeze" in longarc(*command)[2]
+    assert "no-such.csv" in longarc(*command, "--no-freeze")[2]
+
+
 @pytest.mark.parametrize("given", ["fast", "1e-4x"])
 def test_a_rate_that_is_none_is_refused(longarc, tmp_path, given):
     status, _, err = longarc("train", "t.csv", "--learning-rate", given, "--out", tmp_path / "r")

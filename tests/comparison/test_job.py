@@ -16,7 +16,7 @@ from longarc.comparison.folder import CompareFolder, resumed
 from longarc.comparison.job import _begun, _opened, run_comparison
 from longarc.comparison.material import read_material
 from longarc.comparison.slot import Slot, read
-from longarc.errors import OptionError, RunError
+from longarc.errors import DataError, OptionError, RunError
 from longarc.files import write_json
 from longarc.training.config import TrainConfig
 from longarc.training.preparation import prepare
@@ -142,6 +142,48 @@ def test_what_a_preset_needs_of_the_length_is_checked(tmp_path):
         with pytest.raises(OptionError, match="max_length"):
             _begun(config, TABLE, None, Reporter(None))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("candidates", "everywhere"),
+    [
+        ({"mean": {}, "long": {"max_length": 9999}}, None),
+        ({"long": {}, "scratch": {"model": "scratch-bert"}}, {"max_length": 9999}),
+    ],
+)
+def test_more_tokens_than_the_model_has_positions_for_are_refused(tmp_path, candidates, everywhere):
+    said = (
+        r"candidate 'long': --max-length is 9999, but minilm has positions for 512 tokens\. "
+        ".*Here they are max_length and positions"
+    )
+    config = options(tmp_path / "out", options=everywhere)
+    with pytest.raises(OptionError, match=said):
+        run_comparison(config, data=TABLE, candidates=candidates)
+    config = options(tmp_path / "out", candidates="tail", options={"max_length": 9999})
+    with pytest.raises(OptionError, match="candidate 'cross-entropy': --max-length is 9999"):
+        run_comparison(config, data=TABLE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lengths_that_a_model_has_no_limit_to_or_is_stretched_to_are_taken(tmp_path):
+    candidates = {
+        "stretched": {"positions": "hierarchical"},
+        "scratch": {"model": "scratch-bert"},
+        "lstm": {"model": "lstm"},
+    }
+    config = options(tmp_path / "out", options={"max_length": 9999})
+    assert len(_begun(config, TABLE, candidates, Reporter(None)).candidates) == 3
+
+
+def test_a_single_class_is_refused_as_a_training_refuses_it(tmp_path):
+    table = {**TABLE, "topic": ["pump"] * 40}
+    said = "All labels of the training split are 'pump'. Expected at least two classes"
+    with pytest.raises(DataError, match=said):
+        run_comparison(options(tmp_path / "out"), data=table, candidates=CANDIDATES)
+    assert not (tmp_path / "out").exists()
+    config = TrainConfig(data="-", out=str(tmp_path / "run"))
+    with pytest.raises(DataError, match=said):
+        prepare(config, Reporter(None), table)
 
 
 def test_a_table_inside_the_folder_is_not_deleted(tmp_path):

@@ -165,6 +165,52 @@ def test_scripts_the_tokenizer_does_not_know(tokenizer):
     assert found["unknown-script"].examples == [21]
 
 
+JAPANESE = [
+    "請求書がまだ支払われていません",
+    "今日は東京で雨が降る。",
+    "明日は山間部で雨が降る。",
+    "ありがとうございます",
+]
+CHINESE = ["今天北京有大雨。", "明天上海有大雨。", "发票还没有支付", "本月公司利润增加。"]
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("texts", [JAPANESE, CHINESE])
+def test_chinese_and_japanese_are_unknown_to_an_english_tokenizer(tokenizer, texts, numbered):
+    """Some characters are in the vocabulary, and a number is, which makes none of them known."""
+    texts = [f"{text} {i} 2024-11-{i}" if numbered else text for i, text in enumerate(texts)]
+    train = part([*clean().texts, *texts], [*clean().labels, *"abab"])
+    (finding,) = (
+        f for f in check(train, tokenizer=tokenizer, max_length=64).findings if f.level == "warning"
+    )
+    assert (finding.code, finding.examples) == ("unknown-script", [21, 22, 23, 24])
+    shares = [share for _, share in measure(texts, tokenizer)]
+    assert f"{sum(shares) / 4:.0%} of their letters are not in its vocabulary" in finding.message
+
+
+def test_the_share_of_unknown_letters_by_hand(tokenizer):
+    texts = ["发票还没有支付 12", "上海 ok 渡辺!", "Invoice, 2 😀😀", "渡辺 " * 2_000, ""]
+    assert [share for _, share in measure(texts, tokenizer)] == [6 / 7, 2 / 6, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die Gesellschaft prüfte die überfälligen Darlehensraten",
+        "Zażółć gęślą jaźń: spółka zapłaciła fakturę",
+        "The invoice is unpaid",
+        "😀 😀 😀 🧾🧾 ok",
+        "😀😀🧾",
+        "Meeting with 渡辺 tomorrow",
+        "∮ 12 ₿ ⌘ ⍼ 3",
+    ],
+)
+def test_what_the_tokenizer_knows_is_not_warned_of(tokenizer, text):
+    train = part([*clean().texts, text, f"{text} 2"], [*clean().labels, "a", "b"])
+    found = check(train, tokenizer=tokenizer, max_length=64).findings
+    assert [f.code for f in found if f.level == "warning"] == []
+
+
 def token_lengths(texts, tokenizer):
     return [length for length, _ in measure(texts, tokenizer)]
 

@@ -6,9 +6,12 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
+
+from jsonargparse import ActionYesNo
 
 from longarc.cli.parser import Parser, add_options, as_typed, help_of, shown_command
+from longarc.errors import OptionError
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.objectives.regularizers.registry import check_regularizers
 from longarc.training.config import TrainConfig
@@ -21,6 +24,14 @@ _OF_NO_MATTER = (
     "keep_checkpoints", "baseline", "patience",
 )  # fmt: skip
 """Options of a training that the search does not look at: a run's config.yaml may have them."""
+
+
+_REFUSED = {
+    "--learning-rate": "it is what is searched for",
+    "--head-learning-rate": "one rate is searched for all of the model",
+    "--resume": "a search keeps nothing to go on from",
+}
+"""Of these, what is refused where it is typed, and why; in a run's config.yaml it always is."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -38,7 +49,12 @@ def run(words: Sequence[str]) -> int:
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "data"]
     add_options(parser, TrainConfig, [name for name in names if name not in _OF_NO_MATTER])
     for name in _OF_NO_MATTER:
-        if name not in ("out", "overwrite"):
+        if name in ("out", "overwrite"):
+            continue
+        if get_type_hints(TrainConfig)[name] is bool:
+            yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
+            parser.add_argument(flag(name), action=yes_no, default=None, help=argparse.SUPPRESS)
+        else:
             parser.add_argument(flag(name), type=Any, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -54,6 +70,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier search there")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     chosen = parser.parse_args(list(words))
+    _refuse(chosen, words)
     options = {n: getattr(chosen, n) for n in [*names, "data"] if n not in _OF_NO_MATTER}
     config = TrainConfig(**options, out="(none)", learning_rate="auto")
     config.validate()
@@ -86,6 +103,22 @@ def run(words: Sequence[str]) -> int:
     given = [*of_training(words), "--learning-rate", rate, "--out", "runs/NAME"]
     console.print(f"train    {shown_command('longarc', 'train', *given)}", **plain)
     return 0
+
+
+def _refuse(chosen: Any, words: Sequence[str]) -> None:
+    """What leaves nothing to search, said of what was typed: OptionError."""
+    for name, why in _REFUSED.items():
+        if any(word.split("=")[0] == name for word in words):
+            raise OptionError(f"lr takes no {name}: {why}. Drop it.")
+    if chosen.freeze:
+        raise OptionError("lr needs training steps, and --freeze takes none: drop --freeze.")
+    if chosen.epochs == 0:
+        raise OptionError("lr needs training steps, and --epochs is 0: expected more, or drop it.")
+    if chosen.validation is None and chosen.validation_fraction == 0:
+        raise OptionError(
+            "--validation-fraction 0 leaves no documents to choose on: drop it, or name a table "
+            "with --validation."
+        )
 
 
 def of_training(words: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from longarc.models.recurrent.options import CELLS
 from longarc.objectives.losses.registry import LOSSES, check_loss_options
 from longarc.objectives.regularizers.registry import REGULARIZERS, check_regularizers
 from longarc.training.config import TrainConfig
+from longarc.training.reading_length import reading_length
 
 ALL = "all"
 """In a file, the name of the options that every candidate gets."""
@@ -151,6 +152,21 @@ def make_candidates(
     return made
 
 
+def check_lengths(candidates: Sequence[Candidate]) -> None:
+    """Raise OptionError for a candidate to read more tokens than its model has positions for.
+
+    >>> check_lengths([Candidate("mean", {"max_length": 512})])
+    """
+    for candidate in candidates:
+        config = candidate.config(data="-", out="-")
+        if config.model in SCRATCH:  # made for any length
+            continue
+        try:
+            reading_length(config)
+        except LongarcError as error:
+            raise _of_candidate(candidate, error) from None
+
+
 def what_differs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, how candidates differ from those that a comparison began with; empty if not at all.
 
@@ -257,5 +273,8 @@ def _check_values(candidate: Candidate) -> None:
         if config.model not in CELLS:
             resolve_model(config.model)
     except LongarcError as error:
-        message = in_a_comparison(str(error))
-        raise type(error)(f"candidate {candidate.name!r}: {message}") from None
+        raise _of_candidate(candidate, error) from None
+
+
+def _of_candidate(candidate: Candidate, error: LongarcError) -> LongarcError:
+    return type(error)(f"candidate {candidate.name!r}: {in_a_comparison(str(error))}")

@@ -18,6 +18,7 @@ from rich.console import Console
 from longarc.comparison.budget import Budget
 from longarc.comparison.candidates import (
     Candidate,
+    check_lengths,
     in_a_file,
     make_candidates,
     read_candidates,
@@ -98,6 +99,7 @@ def _begun(
     if preset is None:  # what is wrong with a file is said before a table is read
         found = read_candidates(config.candidates if candidates is None else candidates)
         chosen = make_candidates(found, config.options)
+        check_lengths(chosen)
         material = read_material(config, data)
     else:
         material = read_material(config, data)
@@ -105,6 +107,7 @@ def _begun(
         check_whole("max_length in --options", length, at_least=8)
         everywhere = {"max_length": length, **(config.options or {})}
         chosen = make_candidates(preset.candidates(length, material.multi_label), everywhere)
+        check_lengths(chosen)
     folder = cleared(config)
     config = material.config
     if material.table is not None:

@@ -11,6 +11,7 @@ from longarc.comparison.config import CompareConfig
 from longarc.comparison.presets import PRESETS
 from longarc.data.columns import Columns
 from longarc.data.examples import Examples, read_examples
+from longarc.data.labels import LabelSpace
 from longarc.data.licenses import read_licenses
 from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
@@ -72,7 +73,7 @@ def read_material(config: CompareConfig, data: Any = None) -> Material:
     """Read and split what a comparison is of.
 
     Raises:
-        DataError: the table cannot be used.
+        DataError: the table cannot be used, or all that is trained on is of one class.
         OptionError: no budget, or no table, where the candidates bring none.
     """
     preset = PRESETS.get(config.candidates)
@@ -131,6 +132,7 @@ def _split(config: CompareConfig, data: Any) -> Material:
             examples, **parts, validation_fraction=config.validation_fraction,
             test_fraction=config.test_fraction, seed=seed,
         )  # fmt: skip
+        LabelSpace.from_labels(splits[seed].train.labels)  # refuses labels with nothing to learn
     notes += columns.guessed
     config = dataclasses.replace(config, text=columns.text, label=columns.label)
     whole = None

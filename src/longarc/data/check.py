@@ -13,7 +13,7 @@ import numpy as np
 from longarc.data.examples import Examples
 from longarc.data.labels import LabelSpace
 from longarc.data.lengths import MEASURED_CHARACTERS, measure, summarise
-from longarc.data.scripts import MULTILINGUAL, spelled_texts
+from longarc.data.scripts import MULTILINGUAL, spelled_texts, unknown_texts
 from longarc.data.splits import Splits
 from longarc.errors import DataError
 
@@ -287,18 +287,21 @@ def _lengths(
             message += "; a larger --max-length keeps more"
         level: Level = "warning" if lost > _TRUNCATION_WARNING else "note"
         findings.append(Finding(level, "truncation", message, len(cut), sorted(cut)[:_ROWS_SHOWN]))
-    unknown = [sized[i][1] for i, (_, share) in zip(chosen, measured, strict=True) if share > 0.5]
-    if unknown:
+    read = [sized[i][0] for i in chosen]
+    shares = [share for _, share in measured]
+    if unknown := unknown_texts(read, shares):
+        lacking = sum(shares[place] for place in unknown) / len(unknown)
         findings.append(
             _finding(
                 "warning",
                 "unknown-script",
-                f"{len(unknown):,} texts are mostly unknown to the tokenizer: their script is not "
-                f"in its vocabulary; choose a multilingual model, such as --model {MULTILINGUAL}",
-                sorted(unknown),
+                f"{len(unknown):,} texts are in a script that the tokenizer does not know: "
+                f"{lacking:.0%} of their letters are not in its vocabulary; choose a multilingual "
+                f"model, such as --model {MULTILINGUAL}",
+                sorted(sized[chosen[place]][1] for place in unknown),
             )
         )
-    if spelled := spelled_texts([sized[i][0] for i in chosen], tokenizer):
+    if spelled := spelled_texts(read, tokenizer):
         findings.append(
             _finding(
                 "warning",

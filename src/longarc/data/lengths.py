@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from longarc.data.scripts import count_letters
+
 # A document of ten million characters would take a minute to count. The rest of it is like its
 # beginning, near enough for a statistic.
 MEASURED_CHARACTERS = 1_000_000
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_DOCUMENTS = 512
+_JUDGED_TOKENS = 1_000  # of a text, for what is unknown: more say the same
 
 
 def measure(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, float]]:
-    """For each text its tokens, special ones included, and the share of them that are unknown.
+    """For each text its tokens, special ones included, and the share of its letters unknown.
 
+    Digits, punctuation and emoji are no letters; a letter is unknown when it lies in an unknown
+    token. Of a long text the first 1,000 tokens are judged.
     Nothing is cut off. The count of a text beyond 1,000,000 characters is extrapolated from its
     first 1,000,000. ``tokenizer`` is any of transformers' (a fast one, for speed).
     """
@@ -32,10 +37,11 @@ def measure(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, float]]:
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
-        )["input_ids"]
-        for text, part, ids in zip(batch, cut, encoded, strict=True):
+        )
+        places = encoded.encodings or [None] * len(batch)  # a slow tokenizer keeps none
+        for text, part, ids, found in zip(batch, cut, encoded["input_ids"], places, strict=True):
             length = len(ids)
-            share = ids.count(unknown) / max(length, 1) if unknown is not None else 0.0
+            share = _unknown_letters(part, ids[:_JUDGED_TOKENS], unknown, found)
             if len(text) > len(part):
                 length = round(length * len(text) / len(part))
             measured.append((length, share))
@@ -72,6 +78,23 @@ def summarise(lengths: Sequence[int], max_length: int | None) -> dict[str, Any]:
         "truncated_documents": float((lost > 0).mean()),
         "truncated_tokens": float(lost.sum() / max(found.sum(), 1)),
     }
+
+
+def _unknown_letters(text: str, ids: list[int], unknown: int | None, places: Any) -> float:
+    """The share of the letters within unknown tokens; without places, of all tokens but two."""
+    if unknown is None or unknown not in ids:
+        return 0.0
+    if places is None:
+        return min(ids.count(unknown) / max(len(ids) - 2, 1), 1.0)
+    spans = [places.token_to_chars(place) for place in range(len(ids))]
+    end = max((span[1] for span in spans if span), default=0)
+    letters = count_letters(text[:end])
+    lost = sum(
+        count_letters(text[slice(*span)])
+        for span, token in zip(spans, ids, strict=True)
+        if token == unknown and span
+    )
+    return lost / max(letters, 1)
 
 
 def _edges(longest: int) -> list[int]:

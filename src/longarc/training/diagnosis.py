@@ -25,8 +25,8 @@ from longarc.options import check_whole
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.config import TrainConfig
 from longarc.training.prediction import chosen_device, trained_loss
-from longarc.training.preparation import DEFAULT_LENGTH
 from longarc.training.progress import Reporter
+from longarc.training.reading_length import DEFAULT_LENGTH
 from longarc.training.run_folder import RunFolder, is_pretraining, open_run_folder
 from longarc.training.starting_model import starting_model
 

@@ -14,19 +14,16 @@ from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
 from longarc.errors import DataError, OptionError
 from longarc.models.attention.registry import check_attention_options
-from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.config import TrainConfig
 from longarc.training.progress import Reporter
+from longarc.training.reading_length import reading_length
 from longarc.training.run_folder import hash_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-DEFAULT_LENGTH = 512
-"""Tokens read when ``max_length`` is not named; attention's cost grows with the square."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def prepare(
         config.embeddings,
         trust_remote_code=config.trust_remote_code,
     )
-    config = dataclasses.replace(config, max_length=_length(config))
+    config = dataclasses.replace(config, max_length=reading_length(config))
 
     with reporter.timed("prepare"):
         examples, columns = _read(config, config.data if data is None else data, reporter)
@@ -119,28 +116,6 @@ def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Example
     for sentence in columns.guessed:
         reporter.say(sentence)
     return examples, columns
-
-
-def _length(config: TrainConfig) -> int:
-    allowed = usable_length(config.model, trust_remote_code=config.trust_remote_code)
-    longest = config.max_length
-    if config.positions != "trained" and (longest is None or allowed is None or longest <= allowed):
-        found = "no limit to the length it reads" if allowed is None else f"{allowed} positions"
-        asked = "no --max-length is named" if longest is None else f"--max-length is {longest}"
-        raise OptionError(
-            f"--positions {config.positions} stretches a model's positions to --max-length, but "
-            f"{config.model} has {found} and {asked}. Name a larger --max-length, or drop "
-            "--positions."
-        )
-    if longest is None:
-        return min(allowed or DEFAULT_LENGTH, DEFAULT_LENGTH)
-    if allowed is not None and longest > allowed and config.positions == "trained":
-        raise OptionError(
-            f"--max-length is {longest}, but {config.model} has positions for {allowed} tokens. "
-            f"Use --max-length {allowed}, stretch them with --positions hierarchical, or name a "
-            "model with more positions."
-        )
-    return longest
 
 
 def _settle_loss(config: TrainConfig, space: LabelSpace) -> TrainConfig:
