@@ -165,3 +165,19 @@ def test_many_length_bins_are_merged_and_lose_no_document():
     drawn = training_charts.lengths(histogram, 512)
     assert drawn.description.startswith(f"{sum(range(1000)):,} documents")
     assert len(re.findall("#0072B2|#E69F00", drawn.wide)) <= training_charts.MAX_BINS
+
+
+@pytest.mark.parametrize("low", [0.0, 0.5, 0.9, 0.985])
+def test_no_two_ticks_read_alike(low):
+    """However narrow the part in use is."""
+    drawn = charts.intervals([(ACCURACY, {"Model": Figure(1.0, low, 1.0)})])
+    for svg in (drawn.wide, drawn.narrow):
+        ticks = [t for t in texts(svg) if re.fullmatch(r"[\d.]+", t)]
+        assert len(ticks) >= 3
+        assert len(set(ticks)) == len(ticks), ticks
+
+
+def test_counts_have_whole_ticks():
+    full = {"low": 0.5, "high": 1.0, "n": 2, "confidence": 0.8, "accuracy": 0.5}
+    _, counted = charts.reliability([full])
+    assert texts(counted.wide).count("2") == 1

@@ -73,7 +73,7 @@ def intervals(rows: Sequence[tuple[Measure, dict[str, Figure | None]]]) -> Panel
             "value:Q",
             title=None,
             scale=_zoomed(values),
-            axis=alt.Axis(tickCount=5 if narrow else 10, format=".2~f", domain=False, ticks=False),
+            axis=alt.Axis(tickCount=5 if narrow else 10, domain=False, ticks=False),
         )
         dots = base.mark_point(filled=True, size=70, opacity=1).encode(
             x=x,
@@ -201,7 +201,7 @@ def reliability(bins: Sequence[dict[str, Any]], multi_label: bool = False) -> li
         return bars.encode(
             x=alt.X("low:Q", scale=unit, title=title, axis=across),
             x2="high:Q",
-            y=alt.Y("n:Q", title="count", axis=alt.Axis(format=",d", **plain)),
+            y=alt.Y("n:Q", title="count", axis=alt.Axis(format=",d", tickMinStep=1, **plain)),
             y2="zero:Q",
         ).properties(width=width, height=320 if width == HALF else 170, autosize=fit)
 

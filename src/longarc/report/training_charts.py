@@ -222,7 +222,9 @@ def lengths(histogram: Sequence[dict[str, Any]], max_length: float | None) -> Pa
                 y=alt.Y(
                     "count:Q",
                     title="documents",
-                    axis=alt.Axis(tickCount=4, format=",d", domain=False, ticks=False),
+                    axis=alt.Axis(
+                        tickCount=4, format=",d", tickMinStep=1, domain=False, ticks=False
+                    ),
                 ),
                 y2="zero:Q",
                 color=alt.Color(
