@@ -14,6 +14,7 @@ from longarc.report.drawing import (
     RED,
     SERIES,
     SHAPES,
+    WHOLE,
     Panel,
     data_of,
     panel,
@@ -201,7 +202,7 @@ def reliability(bins: Sequence[dict[str, Any]], multi_label: bool = False) -> li
         return bars.encode(
             x=alt.X("low:Q", scale=unit, title=title, axis=across),
             x2="high:Q",
-            y=alt.Y("n:Q", title="count", axis=alt.Axis(format=",d", tickMinStep=1, **plain)),
+            y=alt.Y("n:Q", title="count", axis=alt.Axis(labelExpr=WHOLE, **plain)),
             y2="zero:Q",
         ).properties(width=width, height=320 if width == HALF else 170, autosize=fit)
 

@@ -29,6 +29,9 @@ SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"
 INK, MUTED, FAINT = "#1d2129", "#5b6470", "#e3e6ea"
 GROUPS = {"head": BLUE, "mid": GREEN, "tail": RED}
 
+WHOLE = "datum.value % 1 ? '' : format(datum.value, ',d')"
+"""The labels of an axis of counts: ticks between whole numbers have none."""
+
 # The renderer knows the widths of Liberation Sans, which are those of Arial and Helvetica.
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 

@@ -6,7 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from longarc.report.drawing import BLUE, INK, MUTED, NARROW, ORANGE, SERIES, Panel, data_of, panel
+from longarc.report.drawing import (
+    BLUE,
+    INK,
+    MUTED,
+    NARROW,
+    ORANGE,
+    SERIES,
+    WHOLE,
+    Panel,
+    data_of,
+    panel,
+)
 from longarc.report.saved import is_number
 
 MAX_STEPS = 250  # points of a training curve
@@ -222,9 +233,7 @@ def lengths(histogram: Sequence[dict[str, Any]], max_length: float | None) -> Pa
                 y=alt.Y(
                     "count:Q",
                     title="documents",
-                    axis=alt.Axis(
-                        tickCount=4, format=",d", tickMinStep=1, domain=False, ticks=False
-                    ),
+                    axis=alt.Axis(tickCount=4, labelExpr=WHOLE, domain=False, ticks=False),
                 ),
                 y2="zero:Q",
                 color=alt.Color(
