@@ -234,11 +234,11 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
     from longarc.errors import DataError
     from longarc.options import check_whole
 
-    rows = 16 if chosen.rows is None else chosen.rows
+    most = 16 if chosen.rows is None else chosen.rows
     examples, _ = read_examples(
         chosen.data, text=chosen.column or opened.config.text, need_label=False
     )
-    rows = examples.texts[: check_whole("--rows", rows, at_least=1)]
+    rows = examples.texts[: check_whole("--rows", most, at_least=1)]
     texts = [text for text in rows if text.strip()]
     if not texts:
         raise DataError(f"{chosen.data} has no text to explain; expected one or more.")

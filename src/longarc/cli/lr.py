@@ -31,7 +31,7 @@ _REFUSED = {
     "--head-learning-rate": "one rate is searched for all of the model",
     "--resume": "a search keeps nothing to go on from",
 }
-"""Of these, what is refused where it is typed, and why; in a run's config.yaml it always is."""
+"""Refused where they are typed, and why; those of a run's config.yaml are read past."""
 
 
 def run(words: Sequence[str]) -> int:
