@@ -24,6 +24,7 @@ from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import training_arguments
 from longarc.training.baseline import LinearBaseline
 from longarc.training.batches import Documents
+from longarc.training.callbacks import RunLog
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.disk_space import CHECKPOINTS, is_full_disk, refuse_full_disk
 from longarc.training.evaluation import score, score_decisions
@@ -31,6 +32,7 @@ from longarc.training.learning_rate.search import search_learning_rate
 from longarc.training.prediction import Predictor, bfloat16_is_fast, chosen_device
 from longarc.training.preparation import Prepared
 from longarc.training.probe import Probe
+from longarc.training.probe_temperature import cross_fitted_temperature, soften
 from longarc.training.progress import Reporter
 from longarc.training.recipes.loss_choice import candidate_losses, probe_losses
 from longarc.training.recipes.sampling import sampling_weights
@@ -204,12 +206,33 @@ class Groundwork:
             )
         if self.config.loss == "auto":
             self._note_loss(name, trials)
+        start = probe if self.config.freeze else self._softened(probe, features)
         head = final_linear(self.model)
         with torch.no_grad():
-            head.weight.copy_(probe.weight)
+            head.weight.copy_(start.weight)
             if head.bias is not None:
-                head.bias.copy_(probe.bias)
+                head.bias.copy_(start.bias)
         return probe, features
+
+    def _softened(self, probe: Probe, features: dict[str, torch.Tensor]) -> Probe:
+        """What training starts from: as sure as documents that it was not fitted to allow."""
+        loss = self._build_loss(self.config.loss)
+        if "validation" in features:
+            codes = torch.from_numpy(self._validation_codes())
+            softened, temperature = soften(probe, features["validation"], codes, loss)
+        else:
+            temperature = cross_fitted_temperature(
+                features["train"],
+                torch.from_numpy(self._codes(self.splits.train)),
+                loss,
+                classes=len(self.space),
+                penalty=probe.penalty,
+                seed=self.config.seed,
+            )
+            softened = probe.divided(temperature)
+        log = RunLog(self.folder.log_file)
+        log.write("probe", penalty=probe.penalty, temperature=round(temperature, 4))
+        return softened
 
     def _note_loss(self, name: str, trials: Trials) -> None:
         """Make it the run's, in config.yaml too; recipe.json comes first, as it says why."""

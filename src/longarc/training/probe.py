@@ -42,6 +42,10 @@ class Probe:
         """(N, d) → (N, C)."""
         return features @ self.weight.T + self.bias
 
+    def divided(self, temperature: float) -> Probe:
+        """The probe whose logits are these over ``temperature``; it decides the same."""
+        return Probe(self.weight / temperature, self.bias / temperature, self.penalty)
+
 
 def fit_probe(
     features: Tensor,

@@ -1,0 +1,148 @@
+"""How sure a head starts: against temperature scaling, a line search, and real documents."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+import longarc
+from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
+from longarc.objectives.losses.registry import build_loss, loss_names
+from longarc.training.probe import Probe
+from longarc.training.probe_temperature import (
+    FOLDS,
+    LIMIT,
+    cross_fitted_temperature,
+    soften,
+)
+from longarc.training.recipes.temperature import fit_temperature
+
+
+def draw(classes=4, size=60, width=5, *, several=False, seed=0):
+    """A probe and documents that it is too sure of."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = 4 * torch.randn(classes, width, generator=generator)
+    probe = Probe(weight, torch.randn(classes, generator=generator), 1e-4)
+    features = torch.randn(size, width, generator=generator)
+    logits = probe.logits(features) / 6
+    noise = torch.rand(size, classes, generator=generator)
+    if several:
+        return probe, features, (logits.sigmoid() > noise).long()
+    return probe, features, (logits - (-noise.log()).log()).argmax(dim=1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_it_is_temperature_scaling(several):
+    probe, features, target = draw(several=several)
+    name = "binary-cross-entropy" if several else "cross-entropy"
+    loss = build_loss(name, class_counts=[1] * 4, num_examples=60, multi_label=several)
+    softened, temperature = soften(probe, features, target, loss)
+    expected = fit_temperature(probe.logits(features).numpy(), target.numpy(), multi_label=several)
+    assert 2 < expected < 20
+    assert temperature == pytest.approx(expected, rel=1e-3)
+    torch.testing.assert_close(softened.logits(features), probe.logits(features) / temperature)
+    assert softened.penalty == probe.penalty
+
+
+@pytest.mark.parametrize("name", loss_names(multi_label=False))
+def test_no_temperature_is_better_for_any_loss(name):
+    probe, features, target = draw(seed=1)
+    counts = torch.bincount(target, minlength=4)
+    loss = build_loss(name, class_counts=counts, num_examples=len(target))
+    _, temperature = soften(probe, features, target, loss)
+    assert 1 <= temperature <= LIMIT
+
+    def reached(t):
+        more = {"class_vectors": probe.weight / t} if loss.uses_class_vectors else {}
+        return float(loss(probe.logits(features) / t, target, **more))
+
+    loss.set_progress(1.0)
+    least = min(reached(t) for t in np.geomspace(1, LIMIT, 200))
+    assert reached(temperature) <= least + 5e-3 * abs(least)  # truncated losses jump
+
+
+def test_a_probe_that_is_not_sure_enough_stays_as_it_is():
+    probe, features, _ = draw()
+    timid = probe.divided(50.0)
+    softened, temperature = soften(
+        timid, features, probe.logits(features).argmax(1), CrossEntropyLoss()
+    )
+    assert temperature == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(softened.weight, timid.weight, rtol=1e-4, atol=0)
+
+
+def test_documents_of_unknown_classes_do_not_count():
+    probe, features, target = draw()
+    some = torch.where(torch.arange(60) % 3 == 0, -1, target)
+    found = soften(probe, features, some, CrossEntropyLoss())[1]
+    kept = some >= 0
+    assert found == soften(probe, features[kept], target[kept], CrossEntropyLoss())[1]
+    assert soften(probe, features, torch.full((60,), -1), CrossEntropyLoss())[1] == 1
+
+
+def test_cross_fitting_against_scikit_learn():
+    data = load_digits()
+    x = data.data[:300]
+    x = x[:, (x > 0).mean(axis=0) > 0.4].astype(np.float32)
+    y, penalty = data.target[:300].copy(), 1e-2
+    y[::5] = np.random.default_rng(0).integers(10, size=60)  # not all is to be believed
+    part = np.random.default_rng(7).permutation(len(y)) % FOLDS
+    expected = []
+    for fold in range(FOLDS):
+        rest = part != fold
+        scaler = StandardScaler().fit(x[rest])
+        model = LogisticRegression(C=1 / (penalty * rest.sum()), tol=1e-6, max_iter=5000)
+        model.fit(scaler.transform(x[rest]), y[rest])
+        logits = model.decision_function(scaler.transform(x[~rest]))
+        expected.append(max(1.0, fit_temperature(logits, y[~rest])))
+    found = cross_fitted_temperature(
+        torch.from_numpy(x), torch.from_numpy(y), CrossEntropyLoss(), classes=10,
+        penalty=penalty, seed=7,
+    )  # fmt: skip
+    assert max(expected) > 1.2
+    assert found == pytest.approx(float(np.exp(np.mean(np.log(expected)))), rel=0.02)
+
+
+def test_classes_of_one_document_say_nothing():
+    x = torch.eye(6)
+    options = {"classes": 6, "penalty": 1e-4}
+    assert cross_fitted_temperature(x, torch.arange(6), CrossEntropyLoss(), **options) == 1
+    assert (
+        cross_fitted_temperature(x[:1], torch.zeros(1).long(), CrossEntropyLoss(), **options) == 1
+    )
+
+
+def test_a_loss_is_left_at_the_start_of_its_schedule():
+    probe, features, target = draw()
+    loss = build_loss("ldam", class_counts=torch.bincount(target, minlength=4), num_examples=60)
+    before = float(loss(probe.logits(features), target))
+    soften(probe, features, target, loss)
+    assert float(loss(probe.logits(features), target)) == before
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("fraction", [0.3, 0.0])
+def test_a_training_starts_as_sure_as_it_may_be(hard_table, tmp_path, fraction):
+    """The head before the first step is that of the frozen run, over the temperature in the log."""
+    options = {
+        "text": "text", "label": "label", "max_length": 16, "validation_fraction": fraction,
+        "loss": "cross-entropy", "baseline": False, "verbose": False,
+    }  # fmt: skip
+    frozen = longarc.fit(hard_table, out=tmp_path / "frozen", freeze=True, **options)
+    start = longarc.fit(hard_table, out=tmp_path / "start", epochs=0, **options)
+    records = [json.loads(line) for line in start.folder.log_file.read_text().splitlines()]
+    (probe,) = [record for record in records if record["event"] == "probe"]
+    assert probe["temperature"] > 1.1
+    for name in ("classifier.weight", "classifier.bias"):
+        plain, softened = (
+            load_file(run.path / "model" / "model.safetensors")[name] for run in (frozen, start)
+        )
+        torch.testing.assert_close(softened, plain / probe["temperature"], rtol=1e-4, atol=1e-4)
+    assert start.predict(hard_table["text"]) == frozen.predict(hard_table["text"])
