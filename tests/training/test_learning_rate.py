@@ -73,33 +73,52 @@ def test_the_ends_are_what_their_formulas_say():
         (1e-5, 3e-3, 2.0, 2e4), (1e-4, 2e-3, 1.5, 3e4), (1e-3, 1.5e-3, 1.0, 1e4),
         (1e-2, 2e-3, 4.0, -200.0),
     )  # fmt: skip
-    found = learning_rate_range(measured, lost=1e-2, budget=40.0)
+    found = learning_rate_range(measured, lost=1e-2, budget=40.0, ignorant=3.0)
     times = 1e-4  # the median of 2.0 / 2e4, 1.5 / 3e4 and 1.0 / 1e4
     assert found.high == 1.5e-3  # γ_c of the third step
     assert found.negligible == pytest.approx(0.04 * times)
     assert found.unused == pytest.approx(times / 40)
     assert found.low == max(found.negligible, found.unused)
     assert "implicit" in found.low_why
-    shorter = learning_rate_range(measured, lost=1e-2, budget=15.0)
+    shorter = learning_rate_range(measured, lost=1e-2, budget=15.0, ignorant=3.0)
     assert shorter.low == pytest.approx(times / 15)
     assert "end before" in shorter.low_why
 
 
 def test_at_the_lower_end_the_implicit_penalty_is_a_hundredth_of_the_loss():
     (step,) = steps((1e-3, 1.0, 2.0, 3.0))
-    found = learning_rate_range([step], lost=math.inf, budget=1e9)
+    found = learning_rate_range([step], lost=math.inf, budget=1e9, ignorant=3.0)
     there = dataclasses.replace(step, learning_rate=found.low)
     assert there.implicit_share == pytest.approx(0.01)
 
 
 def test_a_limit_is_not_above_the_next_rate_measured():
     measured = steps((1e-4, 9e-2, 1.0, 1.0), (1e-3, 1e-5, 1.0, 1.0), (1e-2, 0.0, 9.0, -1.0))
-    assert learning_rate_range(measured, lost=1e-2, budget=1e9).high == 1e-3
+    assert learning_rate_range(measured, lost=1e-2, budget=1e9, ignorant=3.0).high == 1e-3
 
 
 def test_where_every_step_overshot_the_last_rate_before_the_loss_counts():
     measured = steps((1e-5, 1e-6, 0.1, 9.0), (1e-4, 1e-6, 0.1, 9.0), (1e-3, 0.0, 3.0, -9.0))
-    assert learning_rate_range(measured, lost=1e-3, budget=1e9).high == 1e-4
+    found = learning_rate_range(measured, lost=1e-3, budget=1e9, ignorant=3.0)
+    assert found.high == 1e-4
+
+
+def test_next_to_a_minimum_steps_that_overshoot_are_bearable():
+    """As measured on R52 from a probe that fits its documents: a loss of .006 beside one of 2."""
+    measured = steps(
+        (1e-6, 1.2e-4, 0.0065, 283.1), (1e-5, 1.5e-6, 0.0050, -21.6), (1e-4, 1.1e-6, 0.0052, -0.8),
+        (3.2e-4, 4.6e-5, 0.0085, -30.3), (1e-3, 0.0, 0.0347, -3334.7), (3.2e-3, 1e-6, 3.0, -2385.0),
+    )  # fmt: skip
+    assert [step.stable for step in measured] == [True, *[False] * 5]
+    found = learning_rate_range(measured, lost=3.2e-3, budget=30, ignorant=2.04)
+    assert found.high == 3.2e-4
+    assert "5 %" in found.high_why
+    assert learning_rate_range(measured, lost=3.2e-3, budget=30, ignorant=0.1).high == 1e-4
+    # A step up by 5 % of the way to ignorance is the last that counts.
+    (edge,) = steps((1e-3, 0.0, 1.0, -99.0))
+    assert edge.rise == pytest.approx(0.099)
+    assert "no step" in learning_rate_range([edge], math.inf, 30, ignorant=2.97).high_why
+    assert "5 %" in learning_rate_range([edge], math.inf, 30, ignorant=2.99).high_why
 
 
 @settings(deadline=None)
@@ -114,7 +133,7 @@ def test_where_every_step_overshot_the_last_rate_before_the_loss_counts():
 )
 def test_a_range_has_a_width_whatever_was_measured(rows, budget):
     measured = steps(*((FIRST * 3**i, *row) for i, row in enumerate(rows)))
-    found = learning_rate_range(measured, lost=FIRST * 3 ** len(rows), budget=budget)
+    found = learning_rate_range(measured, lost=FIRST * 3 ** len(rows), budget=budget, ignorant=2.0)
     assert 0 < found.high / WIDEST * 0.999 < found.low < found.high / NARROWEST * 1.001
     rates = spread(found.low, found.high, 3)
     assert rates == sorted(rates)
@@ -302,7 +321,7 @@ def test_a_rate_that_diverges_is_noted_and_never_recommended(parts):
     with pytest.raises(ModelError, match=r"diverged at each .* \(1.0e-03\)"):
         search._record(
             RisingWarmup(lambda: torch.zeros(()), ignorant=1.0, steps=24),
-            learning_rate_range(steps((1e-5, 1.0, 1.0, 1.0)), math.inf, 10.0),
+            learning_rate_range(steps((1e-5, 1.0, 1.0, 1.0)), math.inf, 10.0, ignorant=3.0),
             [row],
             4,
         )

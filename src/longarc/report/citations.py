@@ -262,6 +262,7 @@ def _training(config: Mapping[str, Any]) -> list[Citation]:
     found.append(Citation("optimiser", "AdamW", ("loshchilov2019decoupled", "kingma2015adam")))
     if config.get("head_start") == "probe":
         found.append(Citation("head's start", "linear probe", ("kumar2022fine",)))
+        found.append(Citation("head's start", "temperature", ("guo2017calibration",)))
     if config.get("layer_decay") not in (None, 1, 1.0):
         found.append(Citation("step sizes", "by layer", ("howard2018universal",)))
     if config.get("sampler", "random") != "random":

@@ -13,6 +13,9 @@ from longarc.training.learning_rate.stability import Measurement
 NEGLIGIBLE = 0.01
 """Part of the loss below which the implicit penalty bends no path: a step is as good as a flow."""
 
+BEARABLE = 0.05
+"""Part of what the model knows that a step may cost: next to a minimum most steps overshoot it."""
+
 NARROWEST, WIDEST = 10.0, 1000.0
 """Between the ends of a range: a measurement is no better than the one, a few runs reach no further
 than the other."""
@@ -42,13 +45,16 @@ class Range:
         return asdict(self)
 
 
-def learning_rate_range(measured: Sequence[Measurement], lost: float, budget: float) -> Range:
+def learning_rate_range(
+    measured: Sequence[Measurement], lost: float, budget: float, *, ignorant: float
+) -> Range:
     """The range that the steps of a rising warm-up leave.
 
-    **Upper end.** γ_c at the last step that was stable, γ < γ_c, before the model lost what it
-    knew, if that is not above the next rate that was measured: a warm-up to a larger peak would
-    lose it too. Where every step overshot, as next to a minimum, none tells, and the last rate
-    before the model lost what it knew takes its place.
+    **Upper end.** The largest rate whose step was bearable, before the model lost what it knew: the
+    step lowered the loss, or raised it by no more than ``BEARABLE`` of the way to ``ignorant``. A
+    probe leaves some trainings next to a minimum, where nearly every step overshoots and none does
+    harm. If the step was stable, γ < γ_c, the end is γ_c, but not above the next rate that was
+    measured: a warm-up to a larger peak would come to harm there.
 
     **Lower end.** Two rates, of which the larger counts. With u what a step subtracts per unit of
     γ, a step takes γ gᵀu from the loss L. In the metric in which the optimizer descends (held
@@ -62,27 +68,34 @@ def learning_rate_range(measured: Sequence[Measurement], lost: float, budget: fl
         measured: of a rising warm-up, in its order.
         lost: the rate at which the model had lost what it knew; infinite if it never did.
         budget: the sum of the run's learning rates over their peak.
+        ignorant: the loss of a model that says the same of every document.
 
     Sources: Barrett & Dherin 2021, arXiv 2009.11162 (the penalty); Kalra et al. 2026, arXiv
     2601.16979 (γ_c).
 
     >>> steps = [Measurement(9 - i, 10.0**-i, 2e-3, 1.0, 500.0, 6) for i in (5, 4, 3, 2)]
-    >>> found = learning_rate_range(steps, lost=1e-2, budget=50)
+    >>> found = learning_rate_range(steps, lost=1e-2, budget=50, ignorant=3.0)
     >>> found.high, found.low
     (0.002, 8e-05)
     """
     before = [step for step in measured if step.learning_rate < lost]
-    stable = [step for step in before if step.stable]
-    if stable:
-        later = [step.learning_rate for step in measured if step.step > stable[-1].step]
-        high = min([stable[-1].critical_learning_rate, *later[:1], lost])
+    bearable = [
+        step
+        for step in before
+        if step.stable or step.rise <= BEARABLE * max(0.0, ignorant - step.loss)
+    ]
+    if bearable and bearable[-1].stable:
+        later = [step.learning_rate for step in measured if step.step > bearable[-1].step]
+        high = min([bearable[-1].critical_learning_rate, *later[:1], lost])
         high_why = "the critical learning rate at the last step that still lowered the loss"
-    elif before:
-        high = before[-1].learning_rate
-        high_why = "the last rate of the warm-up before the model lost what it knew"
+    elif bearable:
+        high = bearable[-1].learning_rate
+        high_why = (
+            f"the last rate whose step cost under {100 * BEARABLE:g} % of what the model knew"
+        )
     else:
         high = measured[0].learning_rate if measured else lost
-        high_why = "the rate at which the warm-up began: the model lost what it knew at once"
+        high_why = "the rate at which the warm-up began: no step was bearable"
     falling = [step.loss / step.slope for step in before if step.slope > 0 and step.loss > 0]
     times = statistics.median(falling) if falling else None
     negligible = None if times is None else 4 * NEGLIGIBLE * times

@@ -124,7 +124,9 @@ class _Search:
         )
         rising = self._measure(reporter)
         # A linear schedule's rates add up to its peak times half the steps, its warm-up included.
-        found = learning_rate_range(rising.measured, rising.lost, self.steps / 2)
+        found = learning_rate_range(
+            rising.measured, rising.lost, self.steps / 2, ignorant=rising.ignorant
+        )
         reporter.say(
             f"learning rates from {found.low:.1e} to {found.high:.1e} are worth trying, by "
             f"{rising.steps} steps of a warm-up"
@@ -275,6 +277,7 @@ class _Search:
                 "passes": rising.passes,
                 "documents": sum(len(batch["labels"]) for batch in self._sample()),
                 "lost": rising.lost if math.isfinite(rising.lost) else None,
+                "ignorant": rising.ignorant,
                 "measured": [step.to_dict() for step in rising.measured],
             },
             "candidates": sorted(rows, key=lambda row: row["learning_rate"]),

@@ -57,6 +57,11 @@ class Measurement:
         return self.learning_rate < self.critical_learning_rate
 
     @property
+    def rise(self) -> float:
+        """By how much the step raised the loss of the sample."""
+        return -self.learning_rate * self.slope
+
+    @property
     def implicit_share(self) -> float:
         """(γ/4) gᵀu / L: the implicit penalty in the optimizer's own metric, as a part of L."""
         return self.learning_rate / 4 * self.slope / self.loss if self.loss else 0.0
