@@ -139,8 +139,8 @@ def _features(
         torch.float64 if torch.float64 in (query.dtype, key.dtype, value.dtype) else torch.float32
     )
     q, k, v = query.to(kind), key.to(kind), value.to(kind)
-    if mask is not None:
-        seen = mask.bool()[:, None, :, None]
+    seen = None if mask is None else mask.bool()[:, None, :, None]
+    if seen is not None:
         # Where nothing is seen elu + 1 is 0, and so is the softmax over the tokens.
         q, k = torch.where(seen, q, LOWEST), torch.where(seen, k, LOWEST)
         v = torch.where(seen, v, 0)
@@ -148,7 +148,7 @@ def _features(
         phi_q, phi_k = F.elu(q) + 1, F.elu(k) + 1
     else:
         phi_q, phi_k = q.softmax(dim=-1), k.softmax(dim=-2)
-        if mask is not None:
+        if seen is not None:
             phi_q = phi_q * seen
     return phi_q, phi_k, v
 
