@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, EvalPrediction
 
 from longarc.dynamics.replay import replayed
 from longarc.errors import ModelError, OptionError
@@ -28,7 +28,7 @@ from longarc.training.learning_rate.bounds import (
     next_rate,
     spread,
 )
-from longarc.training.learning_rate.search import _Search, search_learning_rate
+from longarc.training.learning_rate.search import _Search, _with_error, search_learning_rate
 from longarc.training.learning_rate.stability import FIRST, Measurement, RisingWarmup
 from longarc.training.progress import Reporter
 
@@ -149,28 +149,47 @@ def test_the_next_rates_close_in_on_the_best(figures, width):
     low, high = 1e-5, 1e-5 * width
     rates = spread(low, high, 3)
     rows = [
-        {"learning_rate": r, "macro_f1": f, "accuracy": f, "loss": 1.0}
+        {"learning_rate": r, "macro_f1": f, "macro_f1_error": 0.05, "loss": 1.0}
         for r, f in zip(rates, figures, strict=True)
     ]
-    while (rate := next_rate(rows, low, high, documents=100)) is not None:
+    while (rate := next_rate(rows, low, high)) is not None:
         assert low * 0.95 <= rate <= high * 1.05
         assert all(max(rate / r, r / rate) > APART * 0.9 for r in rates)
-        rows.append({"learning_rate": rate, "macro_f1": 0.0, "accuracy": 0.0, "loss": 1.0})
+        rows.append({"learning_rate": rate, "macro_f1": 0.0, "macro_f1_error": 0.05, "loss": 1.0})
         rates.append(rate)
         assert len(rows) < 30
 
 
 def test_the_best_is_by_macro_f1_and_of_equals_by_loss():
     rows = [
-        {"learning_rate": 1.0, "macro_f1": 0.8, "accuracy": 0.9, "loss": 0.9},
-        {"learning_rate": 2.0, "macro_f1": 0.8 - TIED / 2, "accuracy": 0.9, "loss": 0.5},
-        {"learning_rate": 3.0, "macro_f1": 0.8 - 2 * TIED, "accuracy": 0.9, "loss": 0.1},
-        {"learning_rate": 4.0, "macro_f1": None, "accuracy": None, "loss": None},
+        {"learning_rate": 1.0, "macro_f1": 0.8, "loss": 0.9},
+        {"learning_rate": 2.0, "macro_f1": 0.8 - TIED / 2, "loss": 0.5},
+        {"learning_rate": 3.0, "macro_f1": 0.8 - 2 * TIED, "loss": 0.1},
+        {"learning_rate": 4.0, "macro_f1": None, "loss": None},
     ]
-    assert best_of(rows, documents=100_000)["learning_rate"] == 2.0
-    # The standard error of an accuracy of .9 over 400 documents is .015.
-    assert best_of(rows, documents=400)["learning_rate"] == 3.0
-    assert best_of(rows[3:], documents=400)["learning_rate"] == 4.0
+
+    def chosen(error, rows=rows):
+        return best_of([row | {"macro_f1_error": error} for row in rows])["learning_rate"]
+
+    assert chosen(TIED / 5) == 2.0
+    assert chosen(3 * TIED) == 3.0
+    assert chosen(3 * TIED, rows[3:]) == 4.0
+
+
+def test_the_error_of_macro_f1_is_what_other_documents_would_differ_by():
+    """Against figures of documents drawn anew."""
+    random = np.random.default_rng(0)
+
+    def draw():
+        target = random.choice(4, size=80, p=[0.6, 0.25, 0.1, 0.05])
+        logits = random.normal(size=(80, 4)) + 2 * np.eye(4)[target]
+        return EvalPrediction(logits, target)
+
+    found = [_with_error(draw()) for _ in range(200)]
+    errors, figures = zip(*((f["macro_f1_error"], f["macro_f1"]) for f in found), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(figures), rel=0.15)
+    several = EvalPrediction(random.normal(size=(30, 3)), random.integers(2, size=(30, 3)))
+    assert 0 < _with_error(several)["macro_f1_error"] < 0.3
 
 
 # The measurement

@@ -134,42 +134,39 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def best_of(rows: Sequence[dict[str, Any]], documents: int) -> dict[str, Any]:
+def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row with the best macro-F1; of those that may be as good the one with the least loss.
 
     As good are those within one standard error of the best (the rule of Breiman et al. 1984 for
-    trees), that of its accuracy over so many validation documents standing for macro-F1's, and at
-    least ``TIED``. Short runs favour larger rates, and the loss is the first to suffer from them.
-    Rows that diverged, with a macro-F1 of None, are never it, unless all have.
+    trees), and at least ``TIED``. Short runs favour larger rates, and the loss is the first to
+    suffer from them. Rows that diverged, with a macro-F1 of None, are never it, unless all have.
 
-    >>> rows = [{"macro_f1": f, "accuracy": f, "loss": l} for f, l in ((0.8, 0.5), (0.79, 0.4))]
-    >>> [best_of(rows, documents)["macro_f1"] for documents in (1000, 10_000)]
-    [0.79, 0.8]
+    >>> rows = [{"macro_f1": f, "loss": l} for f, l in ((0.8, 0.5), (0.77, 0.4))]
+    >>> [best_of([row | {"macro_f1_error": e} for row in rows])["macro_f1"] for e in (0.04, 0.02)]
+    [0.77, 0.8]
     """
     sound = [row for row in rows if row["macro_f1"] is not None]
     if not sound:
         return rows[0]
     best = max(sound, key=lambda row: row["macro_f1"])
-    error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / documents)
-    tied = [row for row in sound if row["macro_f1"] >= best["macro_f1"] - max(TIED, error)]
+    margin = max(TIED, best["macro_f1_error"])
+    tied = [row for row in sound if row["macro_f1"] >= best["macro_f1"] - margin]
     return min(tied, key=lambda row: row["loss"])
 
 
-def next_rate(
-    rows: Sequence[dict[str, Any]], low: float, high: float, documents: int
-) -> float | None:
+def next_rate(rows: Sequence[dict[str, Any]], low: float, high: float) -> float | None:
     """Where one more run says most: midway between the best rate and its neighbour.
 
     Of the two neighbours the one further away, on the logarithm, an end of the range where there is
     none; of equals the better. None where both are within ``APART`` twice.
 
-    >>> rows = [{"learning_rate": r, "macro_f1": f, "accuracy": f, "loss": 1.0}
+    >>> rows = [{"learning_rate": r, "macro_f1": f, "macro_f1_error": 0.01, "loss": 1.0}
     ...         for r, f in ((1e-5, 0.7), (1e-4, 0.8), (1e-3, 0.75))]
-    >>> next_rate(rows, 1e-6, 1e-3, documents=1000)
+    >>> next_rate(rows, 1e-6, 1e-3)
     0.00032
     """
     tried = sorted(row["learning_rate"] for row in rows)
-    chosen = best_of(rows, documents)["learning_rate"]
+    chosen = best_of(rows)["learning_rate"]
     quality = {row["learning_rate"]: row["macro_f1"] or 0.0 for row in rows}
     below = max((rate for rate in tried if rate < chosen), default=low)
     above = min((rate for rate in tried if rate > chosen), default=high)

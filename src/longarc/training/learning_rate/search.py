@@ -19,6 +19,7 @@ from longarc.errors import ModelError
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import UNUSED_OUTPUTS
 from longarc.training.batches import Documents, PaddedBatches
+from longarc.training.bootstrap import resampled_figures
 from longarc.training.callbacks import Bar, FiniteLoss
 from longarc.training.evaluation import validation_metrics
 from longarc.training.learning_rate.bounds import (
@@ -30,6 +31,7 @@ from longarc.training.learning_rate.bounds import (
 )
 from longarc.training.learning_rate.options import CANDIDATES, FRACTION, check_search
 from longarc.training.learning_rate.stability import LONGEST, SHORTEST, RisingWarmup
+from longarc.training.prediction import decisions
 from longarc.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 FEWEST = 10
 """Steps of a short run, as far as the run has as many."""
+
+FIGURES = ("macro_f1", "macro_f1_error", "accuracy", "loss")
+"""Of a short run, on the validation documents; the second is the standard error of the first."""
 
 SAMPLE = 4
 """Batches that stability is measured on, at most; one for every 200 steps of the run."""
@@ -134,11 +139,7 @@ class _Search:
         rows: list[dict[str, Any]] = []
         rates = spread(found.low, found.high, min(3, candidates))
         while rates or len(rows) < candidates:
-            rate = (
-                rates.pop(0)
-                if rates
-                else next_rate(rows, found.low, found.high, len(self.validation))
-            )
+            rate = rates.pop(0) if rates else next_rate(rows, found.low, found.high)
             if rate is None:
                 break
             name = f"candidate {len(rows) + 1} of {candidates}, {rate:.1e}"
@@ -199,7 +200,7 @@ class _Search:
     def _try(self, rate: float, steps: int, advance: Advance) -> dict[str, Any]:
         """A short run and its figures on the validation documents."""
         started = time.monotonic()
-        figures: dict[str, float | None] = dict.fromkeys(("macro_f1", "accuracy", "loss"))
+        figures: dict[str, float | None] = dict.fromkeys(FIGURES)
         with self._borrowed():
             trainer = self._trainer(FiniteLoss(), Bar(advance), learning_rate=rate, max_steps=steps)
             try:
@@ -228,7 +229,7 @@ class _Search:
             eval_dataset=self.validation,
             data_collator=PaddedBatches(self.tokenizer, self.config.max_length),
             processing_class=self.tokenizer,
-            compute_metrics=validation_metrics,
+            compute_metrics=_with_error,
             loss=self.loss,
             regularizers=build_regularizers(self.config.regularizers),
             layer_decay=self.config.layer_decay,
@@ -257,7 +258,7 @@ class _Search:
     def _record(
         self, rising: RisingWarmup, found: Range, rows: list[dict[str, Any]], short: int
     ) -> dict[str, Any]:
-        chosen = best_of(rows, len(self.validation))
+        chosen = best_of(rows)
         if chosen["macro_f1"] is None:
             tried = ", ".join(f"{row['learning_rate']:.1e}" for row in rows)
             raise ModelError(
@@ -286,6 +287,16 @@ class _Search:
             "cost_steps": round(cost, 1),
             "cost": round(cost / self.steps, 3),
         }
+
+
+def _with_error(evaluated: Any) -> dict[str, float]:
+    """Figures by which a run chooses, and macro-F1's standard error by resampling documents."""
+    logits, target = np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids)
+    predicted = decisions(logits, multi_label=target.ndim == 2)
+    if target.ndim == 2:
+        predicted, target = predicted.astype(bool), target.astype(bool)
+    drawn = resampled_figures(target, predicted, groups=["head"] * logits.shape[1])["macro_f1"]
+    return {**validation_metrics(evaluated), "macro_f1_error": float(np.nanstd(drawn))}
 
 
 def _why(chosen: dict[str, Any], rows: list[dict[str, Any]], fraction: float) -> str:
