@@ -13,7 +13,7 @@ from longarc.comparison.children import how_it_ended, run_training
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import _start_kept, _training_speed
 from longarc.comparison.folder import CompareFolder, resumed
-from longarc.comparison.job import _begun, _opened, run_comparison
+from longarc.comparison.job import _begun, _opened, _Part, run_comparison
 from longarc.comparison.material import read_material
 from longarc.comparison.slot import Slot, read
 from longarc.errors import DataError, OptionError, RunError
@@ -280,6 +280,25 @@ def test_training_speed_leaves_evaluations_out(tmp_path):
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (slot.run / "log.jsonl").write_text(lines)
     assert _training_speed(slot) == pytest.approx(64 / 4)
+
+
+def test_the_bar_moves_with_the_steps_of_the_log(tmp_path):
+    """Whatever comes before them: a probe that the head starts from is recorded first."""
+    slot = Slot(tmp_path)
+    slot.run.mkdir()
+    told: list[tuple[float, str]] = []
+    part = _Part(slot, lambda part, remark: told.append((part, remark)), "x")
+    part.look()
+    lines = [
+        '{"event": "probe", "penalty": 0.01, "temperature": 1.5}',
+        '{"event": "start", "steps": 20}',
+    ]
+    for step in (5, 10):
+        lines.append(json.dumps({"event": "train", "step": step}))
+        (slot.run / "log.jsonl").write_text("\n".join(lines) + "\n")
+        part.look()
+    assert [remark for _, remark in told] == ["x: starting", "x: step 5 of 20", "x: step 10 of 20"]
+    assert sum(part for part, _ in told) == pytest.approx(0.1 + 0.8 / 2)
 
 
 def test_a_discarded_training_is_seen_in_its_log(tmp_path):

@@ -147,6 +147,10 @@ def test_every_option_brings_its_reference(run):
     assert found["sampler", "square-root"] == ("kang2020decoupling",)
     assert found["step sizes", "by layer"] == ("howard2018universal",)
     assert found["head's start", "linear probe"] == ("kumar2022fine",)
+    assert ("head's start", "temperature") not in found
+    with (run / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"event": "probe", "penalty": 0.001, "temperature": 2.5}\n')
+    assert parts(run)["head's start", "temperature"] == ("guo2017calibration",)
     explained = found["explanations", "contributions along the path"]
     assert explained == ("domingos2020every", "pruthi2020estimating")
 

@@ -28,7 +28,7 @@ from longarc.training.learning_rate.bounds import (
     next_rate,
     spread,
 )
-from longarc.training.learning_rate.search import _Search, _with_error, search_learning_rate
+from longarc.training.learning_rate.search import _figures_with_error, _Search, search_learning_rate
 from longarc.training.learning_rate.stability import FIRST, Measurement, RisingWarmup
 from longarc.training.progress import Reporter
 
@@ -98,7 +98,7 @@ def test_a_limit_is_not_above_the_next_rate_measured():
 
 
 def test_where_every_step_overshot_the_last_rate_before_the_loss_counts():
-    measured = steps((1e-5, 1e-6, 0.1, 9.0), (1e-4, 1e-6, 0.1, 9.0), (1e-3, 0.0, 3.0, -9.0))
+    measured = steps((1e-5, 1e-6, 0.1, -9.0), (1e-4, 1e-6, 0.1, -9.0), (1e-3, 0.0, 3.0, -9.0))
     found = learning_rate_range(measured, lost=1e-3, budget=1e9, ignorant=3.0)
     assert found.high == 1e-4
 
@@ -185,11 +185,36 @@ def test_the_error_of_macro_f1_is_what_other_documents_would_differ_by():
         logits = random.normal(size=(80, 4)) + 2 * np.eye(4)[target]
         return EvalPrediction(logits, target)
 
-    found = [_with_error(draw()) for _ in range(200)]
+    found = [_figures_with_error(draw()) for _ in range(200)]
     errors, figures = zip(*((f["macro_f1_error"], f["macro_f1"]) for f in found), strict=True)
     assert np.mean(errors) == pytest.approx(np.std(figures), rel=0.15)
-    several = EvalPrediction(random.normal(size=(30, 3)), random.integers(2, size=(30, 3)))
-    assert 0 < _with_error(several)["macro_f1_error"] < 0.3
+
+
+def test_several_labels_have_an_error_too():
+    random = np.random.default_rng(0)
+
+    def draw():
+        target = random.integers(2, size=(60, 3))
+        return EvalPrediction(random.normal(size=(60, 3)) + 2 * target - 1, target)
+
+    found = [_figures_with_error(draw()) for _ in range(200)]
+    errors, figures = zip(*((f["macro_f1_error"], f["macro_f1"]) for f in found), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(figures), rel=0.2)
+    nothing = EvalPrediction(-np.ones((4, 3)), np.zeros((4, 3), dtype=int))
+    assert _figures_with_error(nothing)["macro_f1_error"] == 0
+
+
+def test_classes_that_training_lacks_do_not_count():
+    random = np.random.default_rng(0)
+    target = random.integers(3, size=40)
+    logits = random.normal(size=(40, 3)) + np.eye(3)[target]
+    known = _figures_with_error(EvalPrediction(logits, target))
+    more = EvalPrediction(
+        np.concatenate([logits, np.eye(3)]), np.concatenate([target, [-100, -100, -100]])
+    )
+    assert _figures_with_error(more)["macro_f1_error"] == known["macro_f1_error"]
+    alone = EvalPrediction(np.eye(3), np.full(3, -100))
+    assert _figures_with_error(alone)["macro_f1_error"] == 0
 
 
 # The measurement

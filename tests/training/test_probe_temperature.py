@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import longarc
+from longarc.objectives.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.objectives.losses.registry import build_loss, loss_names
 from longarc.training.probe import Probe
@@ -20,7 +21,7 @@ from longarc.training.probe_temperature import (
     FOLDS,
     LIMIT,
     cross_fitted_temperature,
-    soften,
+    temperature,
 )
 from longarc.training.recipes.temperature import fit_temperature
 
@@ -43,21 +44,24 @@ def test_it_is_temperature_scaling(several):
     probe, features, target = draw(several=several)
     name = "binary-cross-entropy" if several else "cross-entropy"
     loss = build_loss(name, class_counts=[1] * 4, num_examples=60, multi_label=several)
-    softened, temperature = soften(probe, features, target, loss)
+    found = temperature(probe, features, target, loss)
     expected = fit_temperature(probe.logits(features).numpy(), target.numpy(), multi_label=several)
     assert 2 < expected < 20
-    assert temperature == pytest.approx(expected, rel=1e-3)
-    torch.testing.assert_close(softened.logits(features), probe.logits(features) / temperature)
+    assert found == pytest.approx(expected, rel=1e-3)
+    softened = probe.divided(found)
+    torch.testing.assert_close(softened.logits(features), probe.logits(features) / found)
     assert softened.penalty == probe.penalty
 
 
-@pytest.mark.parametrize("name", loss_names(multi_label=False))
-def test_no_temperature_is_better_for_any_loss(name):
-    probe, features, target = draw(seed=1)
-    counts = torch.bincount(target, minlength=4)
-    loss = build_loss(name, class_counts=counts, num_examples=len(target))
-    _, temperature = soften(probe, features, target, loss)
-    assert 1 <= temperature <= LIMIT
+@pytest.mark.parametrize(
+    ("name", "several"), [(name, m) for m in (False, True) for name in loss_names(multi_label=m)]
+)
+def test_no_temperature_is_better_for_any_loss(name, several):
+    probe, features, target = draw(seed=1, several=several)
+    counts = target.sum(dim=0) if several else torch.bincount(target, minlength=4)
+    loss = build_loss(name, class_counts=counts, num_examples=len(target), multi_label=several)
+    found = temperature(probe, features, target, loss)
+    assert 1 <= found <= LIMIT * 1.0001
 
     def reached(t):
         more = {"class_vectors": probe.weight / t} if loss.uses_class_vectors else {}
@@ -65,26 +69,22 @@ def test_no_temperature_is_better_for_any_loss(name):
 
     loss.set_progress(1.0)
     least = min(reached(t) for t in np.geomspace(1, LIMIT, 200))
-    assert reached(temperature) <= least + 5e-3 * abs(least)  # truncated losses jump
+    assert reached(found) <= least + 5e-3 * abs(least)  # truncated losses jump
 
 
 def test_a_probe_that_is_not_sure_enough_stays_as_it_is():
     probe, features, _ = draw()
     timid = probe.divided(50.0)
-    softened, temperature = soften(
-        timid, features, probe.logits(features).argmax(1), CrossEntropyLoss()
-    )
-    assert temperature == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(softened.weight, timid.weight, rtol=1e-4, atol=0)
+    assert temperature(timid, features, probe.logits(features).argmax(1), CrossEntropyLoss()) == 1
 
 
 def test_documents_of_unknown_classes_do_not_count():
     probe, features, target = draw()
     some = torch.where(torch.arange(60) % 3 == 0, -1, target)
-    found = soften(probe, features, some, CrossEntropyLoss())[1]
+    found = temperature(probe, features, some, CrossEntropyLoss())
     kept = some >= 0
-    assert found == soften(probe, features[kept], target[kept], CrossEntropyLoss())[1]
-    assert soften(probe, features, torch.full((60,), -1), CrossEntropyLoss())[1] == 1
+    assert found == temperature(probe, features[kept], target[kept], CrossEntropyLoss())
+    assert temperature(probe, features, torch.full((60,), -1), CrossEntropyLoss()) == 1
 
 
 def test_cross_fitting_against_scikit_learn():
@@ -119,12 +119,36 @@ def test_classes_of_one_document_say_nothing():
     )
 
 
-def test_a_loss_is_left_at_the_start_of_its_schedule():
+def test_labels_that_the_other_parts_lack_do_not_count():
+    """Twenty labels of one document each: of the others one learns that they never occur."""
+    _, features, target = draw(several=True, size=100)
+    loss = BinaryCrossEntropyLoss()
+    rare = torch.zeros(100, 20, dtype=torch.long)
+    options = {"classes": 24, "penalty": 1e-3, "seed": 3}
+    never = cross_fitted_temperature(features, torch.cat([target, rare], 1), loss, **options)
+    rare[torch.arange(20), torch.arange(20)] = 1
+    once = cross_fitted_temperature(features, torch.cat([target, rare], 1), loss, **options)
+    assert once == pytest.approx(never, rel=0.1)
+
+
+def test_a_schedule_counts_as_at_its_end_and_is_left_at_its_start():
     probe, features, target = draw()
-    loss = build_loss("ldam", class_counts=torch.bincount(target, minlength=4), num_examples=60)
-    before = float(loss(probe.logits(features), target))
-    soften(probe, features, target, loss)
-    assert float(loss(probe.logits(features), target)) == before
+    counts = torch.bincount(target, minlength=4)
+    loss = build_loss(
+        "ldam", options={"reweight_after": 0.5}, class_counts=counts, num_examples=len(target)
+    )
+    values = []
+    for progress in (0.0, 1.0, 0.0):
+        loss.set_progress(progress)
+        values.append(float(loss(probe.logits(features), target)))
+    assert values[0] != values[1]
+    found = temperature(probe, features, target, loss)
+    assert float(loss(probe.logits(features), target)) == values[2]
+    loss.set_progress(1.0)
+    below, there, above = (
+        float(loss(probe.logits(features) / (part * found), target)) for part in (0.95, 1, 1.05)
+    )
+    assert there < min(below, above)
 
 
 @pytest.mark.real

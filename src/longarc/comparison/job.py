@@ -402,7 +402,8 @@ class _Part:
                 end = file.read().decode("utf-8", "replace").splitlines()
             if not self.steps:
                 with log.open(encoding="utf-8") as file:
-                    self.steps = int(json.loads(file.readline()).get("steps") or 0)
+                    starts = (r for r in map(json.loads, file) if r.get("event") == "start")
+                    self.steps = int(next(starts, {}).get("steps") or 0)
         except (OSError, ValueError):
             return 0
         for line in reversed(end):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longarc.models.recurrent.options import CELLS
-from longarc.report.saved import as_dict, parse_options, read_json, read_text
+from longarc.report.saved import as_dict, parse_options, read_json, read_log, read_text
 from longarc.training.pretraining.folder import PretrainFolder
 from longarc.training.run_folder import RunFolder, is_pretraining, open_run_folder
 
@@ -132,6 +132,7 @@ def cited(run: str | Path) -> list[Citation]:
         *_recipe(as_dict(read_json(recipe)) if recipe.is_file() else {}),
         *_encoder(config),
         *_training(config),
+        *_softened(folder.log_file),
         *_explained(config, folder.path),
         *_software(config),
     ]
@@ -262,12 +263,18 @@ def _training(config: Mapping[str, Any]) -> list[Citation]:
     found.append(Citation("optimiser", "AdamW", ("loshchilov2019decoupled", "kingma2015adam")))
     if config.get("head_start") == "probe":
         found.append(Citation("head's start", "linear probe", ("kumar2022fine",)))
-        found.append(Citation("head's start", "temperature", ("guo2017calibration",)))
     if config.get("layer_decay") not in (None, 1, 1.0):
         found.append(Citation("step sizes", "by layer", ("howard2018universal",)))
     if config.get("sampler", "random") != "random":
         found.append(Citation("sampler", str(config["sampler"]), ("kang2020decoupling",)))
     return found
+
+
+def _softened(log: Path) -> list[Citation]:
+    """The temperature that a probe was divided by, of runs that did."""
+    if any(record.get("event") == "probe" for record in read_log(log)):
+        return [Citation("head's start", "temperature", ("guo2017calibration",))]
+    return []
 
 
 def _pretraining(config: Mapping[str, Any]) -> list[Citation]:

@@ -32,7 +32,11 @@ from longarc.training.learning_rate.search import search_learning_rate
 from longarc.training.prediction import Predictor, bfloat16_is_fast, chosen_device
 from longarc.training.preparation import Prepared
 from longarc.training.probe import Probe
-from longarc.training.probe_temperature import cross_fitted_temperature, soften
+from longarc.training.probe_temperature import (
+    FEWEST,
+    cross_fitted_temperature,
+    temperature,
+)
 from longarc.training.progress import Reporter
 from longarc.training.recipes.loss_choice import candidate_losses, probe_losses
 from longarc.training.recipes.sampling import sampling_weights
@@ -206,6 +210,7 @@ class Groundwork:
             )
         if self.config.loss == "auto":
             self._note_loss(name, trials)
+        # Frozen, the model is the probe itself.
         start = probe if self.config.freeze else self._softened(probe, features)
         head = final_linear(self.model)
         with torch.no_grad():
@@ -216,23 +221,23 @@ class Groundwork:
 
     def _softened(self, probe: Probe, features: dict[str, torch.Tensor]) -> Probe:
         """What training starts from: as sure as documents that it was not fitted to allow."""
-        loss = self._build_loss(self.config.loss)
-        if "validation" in features:
-            codes = torch.from_numpy(self._validation_codes())
-            softened, temperature = soften(probe, features["validation"], codes, loss)
-        else:
-            temperature = cross_fitted_temperature(
-                features["train"],
-                torch.from_numpy(self._codes(self.splits.train)),
-                loss,
-                classes=len(self.space),
-                penalty=probe.penalty,
-                seed=self.config.seed,
-            )
-            softened = probe.divided(temperature)
+        codes = torch.from_numpy(self._validation_codes())
+        enough = len(codes) if codes.ndim == 2 else int((codes >= 0).sum())
+        with self.reporter.task("softening the linear probe"):
+            if enough >= FEWEST:
+                divisor = temperature(probe, features["validation"], codes, self.loss)
+            else:
+                divisor = cross_fitted_temperature(
+                    features["train"],
+                    torch.from_numpy(self._codes(self.splits.train)),
+                    self.loss,
+                    classes=len(self.space),
+                    penalty=probe.penalty,
+                    seed=self.config.seed,
+                )
         log = RunLog(self.folder.log_file)
-        log.write("probe", penalty=probe.penalty, temperature=round(temperature, 4))
-        return softened
+        log.write("probe", penalty=probe.penalty, temperature=round(divisor, 4))
+        return probe.divided(divisor)
 
     def _note_loss(self, name: str, trials: Trials) -> None:
         """Make it the run's, in config.yaml too; recipe.json comes first, as it says why."""

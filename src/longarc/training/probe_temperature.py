@@ -21,39 +21,38 @@ if TYPE_CHECKING:
 LIMIT = 100.0
 """T at most: beyond it next to nothing is known."""
 
+FEWEST = 50
+"""Documents that can tell T; with fewer, chance does."""
+
 FOLDS = 5
 
 
-def soften(probe: Probe, features: Tensor, target: Tensor, loss: Loss) -> tuple[Probe, float]:
-    """Divide a probe's logits by the T ≥ 1 with the least ``loss`` on documents it has not seen.
+def temperature(probe: Probe, features: Tensor, target: Tensor, loss: Loss) -> float:
+    """The T ≥ 1 that a probe's logits, divided by it, have the least ``loss`` on documents.
 
     It is temperature scaling (Guo et al. 2017, arXiv 1706.04599), of the run's own loss and before
     training instead of after it. No T below 1: where a penalty kept the probe from being sure,
     training may make it so.
 
     Args:
-        probe: fitted to other documents.
+        probe: fitted to other documents; its penalty may have been chosen on these.
         features: (N, d).
         target: (N,) class indices, those below 0 left out, or (N, C) multi-hot. With none left T
             is 1.
         loss: what training minimises; as it is at the end of its schedule.
 
-    Returns:
-        The probe and T.
-
     >>> from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
     >>> sure = Probe(torch.tensor([[2.0], [-2.0]]), torch.zeros(2), 1e-4)
     >>> x, y = torch.tensor([[1.0], [1.0], [1.0], [1.0]]), torch.tensor([0, 0, 0, 1])
-    >>> softened, temperature = soften(sure, x, y, CrossEntropyLoss())  # 4 / T = log 3
-    >>> round(temperature, 2), [round(z, 2) for z in softened.logits(x)[0].tolist()]
-    (3.64, [0.55, -0.55])
+    >>> round(temperature(sure, x, y, CrossEntropyLoss()), 2)  # 4 / T = log 3
+    3.64
     """
     from scipy.optimize import minimize_scalar
 
     if target.ndim == 1:
         features, target = features[target >= 0], target[target >= 0]
     if not len(target):
-        return probe, 1.0
+        return 1.0
     logits = probe.logits(features)
 
     def reached(log_t: float) -> float:
@@ -63,22 +62,25 @@ def soften(probe: Probe, features: Tensor, target: Tensor, loss: Loss) -> tuple[
 
     loss.set_progress(1.0)
     with torch.no_grad():
-        tried = np.linspace(0.0, np.log(LIMIT), 24)  # losses that are not convex have lesser minima
-        least = int(np.argmin([reached(x) for x in tried]))
+        # A grid first: losses that are not convex have lesser minima.
+        tried = np.linspace(0.0, np.log(LIMIT), 24)
+        values = [reached(x) for x in tried]
+        least = int(np.argmin(values))
         bounds = tried[max(0, least - 1)], tried[min(len(tried) - 1, least + 1)]
         found = minimize_scalar(reached, bounds=bounds, method="bounded")
-        temperature = float(np.exp(found.x)) if found.fun < reached(0.0) else 1.0
     loss.set_progress(0.0)
-    return probe.divided(temperature), temperature
+    best = found.x if found.fun < values[least] else tried[least]
+    return float(np.exp(best)) if np.isfinite(values[0]) else 1.0
 
 
 def cross_fitted_temperature(
     features: Tensor, target: Tensor, loss: Loss, *, classes: int, penalty: float, seed: int = 0
 ) -> float:
-    """T of ``soften`` where every document is needed for the fit, by cross-fitting.
+    """T of a probe where no documents are left to tell it, by cross-fitting.
 
-    In each of ``FOLDS`` parts a probe that was fitted to the others is softened; T is the geometric
-    mean. Documents whose class the others lack say nothing of how sure to be, and are left out.
+    Each of ``FOLDS`` parts tells the T of a probe that was fitted to the others; the geometric mean
+    is returned. Documents of a class that the others lack say nothing of how sure to be, and are
+    left out.
 
     Args:
         features: (N, d) of the training documents.
@@ -95,18 +97,19 @@ def cross_fitted_temperature(
     >>> cross_fitted_temperature(x, y, CrossEntropyLoss(), **options) > 10
     True
     """
-    part = np.random.default_rng(seed).permutation(len(target)) % FOLDS
+    part = torch.from_numpy(np.random.default_rng(seed).permutation(len(target)) % FOLDS)
     found = []
     for fold in range(FOLDS):
-        held, rest = torch.from_numpy(part == fold), torch.from_numpy(part != fold)
-        asked = target[held]
-        if asked.ndim == 1:
-            asked = torch.where(torch.isin(asked, target[rest]), asked, -1)
-        if not rest.any() or not (asked >= 0).any():
+        held, rest = part == fold, part != fold
+        if target.ndim == 1:
+            held = held & torch.isin(target, target[rest])
+        else:
+            held = held & ~((target > 0) & ~(target[rest] > 0).any(dim=0)).any(dim=1)
+        if not rest.any() or not held.any():
             continue
         probe = fit_probe(
             features[rest], target[rest], loss, classes=classes, score=lambda _: 0.0,
             penalties=(penalty,),
         )  # fmt: skip
-        found.append(soften(probe, features[held], asked, loss)[1])
+        found.append(temperature(probe, features[held], target[held], loss))
     return float(np.exp(np.mean(np.log(found)))) if found else 1.0

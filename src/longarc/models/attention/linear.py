@@ -128,7 +128,10 @@ def linear_attention_reference(
 def _features(
     query: Tensor, key: Tensor, value: Tensor, name: str, mask: Tensor | None, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return φ(q), φ(k) and v with zeros at padding, in the type that sums are in."""
+    """Return φ(q), φ(k) and v in the type that sums are in, zeros at padding.
+
+    Of a document without a token, the softmax map's φ(k) is not, but φ(q) and v are.
+    """
     check_choice("feature_map", name, FEATURE_MAPS)
     if causal and name == "softmax":
         raise OptionError(
@@ -141,7 +144,7 @@ def _features(
     q, k, v = query.to(kind), key.to(kind), value.to(kind)
     seen = None if mask is None else mask.bool()[:, None, :, None]
     if seen is not None:
-        # Where nothing is seen elu + 1 is 0, and so is the softmax over the tokens.
+        # There elu + 1 is 0, and so is the softmax over the tokens.
         q, k = torch.where(seen, q, LOWEST), torch.where(seen, k, LOWEST)
         v = torch.where(seen, v, 0)
     if name == "elu":

@@ -86,8 +86,11 @@ def learning_rate_range(
     ]
     if bearable and bearable[-1].stable:
         later = [step.learning_rate for step in measured if step.step > bearable[-1].step]
-        high = min([bearable[-1].critical_learning_rate, *later[:1], lost])
+        critical, next_one = bearable[-1].critical_learning_rate, min([*later[:1], lost])
+        high = min(critical, next_one)
         high_why = "the critical learning rate at the last step that still lowered the loss"
+        if next_one < critical:
+            high_why = "the rate that was measured after the last step that still lowered the loss"
     elif bearable:
         high = bearable[-1].learning_rate
         high_why = (

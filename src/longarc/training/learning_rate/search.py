@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 FEWEST = 10
 """Steps of a short run, as far as the run has as many."""
 
-FIGURES = ("macro_f1", "macro_f1_error", "accuracy", "loss")
-"""Of a short run, on the validation documents; the second is the standard error of the first."""
+OF_A_SHORT_RUN = ("macro_f1", "macro_f1_error", "accuracy", "loss")
+"""Figures on the validation documents; the second is the standard error of the first."""
 
 SAMPLE = 4
 """Batches that stability is measured on, at most; one for every 200 steps of the run."""
@@ -200,7 +200,7 @@ class _Search:
     def _try(self, rate: float, steps: int, advance: Advance) -> dict[str, Any]:
         """A short run and its figures on the validation documents."""
         started = time.monotonic()
-        figures: dict[str, float | None] = dict.fromkeys(FIGURES)
+        figures: dict[str, float | None] = dict.fromkeys(OF_A_SHORT_RUN)
         with self._borrowed():
             trainer = self._trainer(FiniteLoss(), Bar(advance), learning_rate=rate, max_steps=steps)
             try:
@@ -229,7 +229,7 @@ class _Search:
             eval_dataset=self.validation,
             data_collator=PaddedBatches(self.tokenizer, self.config.max_length),
             processing_class=self.tokenizer,
-            compute_metrics=_with_error,
+            compute_metrics=_figures_with_error,
             loss=self.loss,
             regularizers=build_regularizers(self.config.regularizers),
             layer_decay=self.config.layer_decay,
@@ -278,7 +278,7 @@ class _Search:
                 "passes": rising.passes,
                 "documents": sum(len(batch["labels"]) for batch in self._sample()),
                 "lost": rising.lost if math.isfinite(rising.lost) else None,
-                "ignorant": rising.ignorant,
+                "ignorant": rising.ignorant if math.isfinite(rising.ignorant) else None,
                 "measured": [step.to_dict() for step in rising.measured],
             },
             "candidates": sorted(rows, key=lambda row: row["learning_rate"]),
@@ -289,14 +289,20 @@ class _Search:
         }
 
 
-def _with_error(evaluated: Any) -> dict[str, float]:
+def _figures_with_error(evaluated: Any) -> dict[str, float]:
     """Figures by which a run chooses, and macro-F1's standard error by resampling documents."""
     logits, target = np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids)
     predicted = decisions(logits, multi_label=target.ndim == 2)
     if target.ndim == 2:
         predicted, target = predicted.astype(bool), target.astype(bool)
-    drawn = resampled_figures(target, predicted, groups=["head"] * logits.shape[1])["macro_f1"]
-    return {**validation_metrics(evaluated), "macro_f1_error": float(np.nanstd(drawn))}
+    else:  # macro-F1 leaves out classes that training lacks
+        predicted, target = predicted[target >= 0], target[target >= 0]
+    error = 0.0
+    if len(target):
+        drawn = resampled_figures(target, predicted, groups=["head"] * logits.shape[1])["macro_f1"]
+        drawn = drawn[np.isfinite(drawn)]
+        error = float(drawn.std()) if len(drawn) else 0.0
+    return {**validation_metrics(evaluated), "macro_f1_error": error}
 
 
 def _why(chosen: dict[str, Any], rows: list[dict[str, Any]], fraction: float) -> str:
