@@ -7,7 +7,7 @@ wrong. Divided by a temperature T > 1, its logits decide as before and are as su
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def temperature(probe: Probe, features: Tensor, target: Tensor, loss: Loss) -> f
         values = [reached(x) for x in tried]
         least = int(np.argmin(values))
         bounds = tried[max(0, least - 1)], tried[min(len(tried) - 1, least + 1)]
-        found = minimize_scalar(reached, bounds=bounds, method="bounded")
+        found: Any = minimize_scalar(reached, bounds=bounds, method="bounded")
     loss.set_progress(0.0)
     best = found.x if found.fun < values[least] else tried[least]
     return float(np.exp(best)) if np.isfinite(values[0]) else 1.0

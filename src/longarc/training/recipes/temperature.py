@@ -5,6 +5,8 @@ Guo et al., 2017, "On calibration of modern neural networks", arXiv 1706.04599, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -48,5 +50,7 @@ def fit_temperature(logits: ArrayLike, target: ArrayLike, *, multi_label: bool =
         return -float(log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].mean())
 
     bound = np.log(LIMIT)
-    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-7})
+    found: Any = minimize_scalar(
+        loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-7}
+    )
     return float(np.exp(found.x))
