@@ -62,7 +62,8 @@ def test_the_run_folder_holds_what_its_schema_says(trained):
     events = [
         json.loads(line)["event"] for line in (trained / "log.jsonl").read_text().splitlines()
     ]
-    assert events[0] == "start"
+    assert events[:2] == ["probe", "start"]
+    assert events.count("probe") == events.count("start") == 1
     assert events[-1] == "end"
     assert events.count("validation") == 3  # the start and two epochs
     assert "</html>" in (trained / "report.html").read_text()
@@ -243,7 +244,7 @@ def test_two_processes_train_together_and_write_once(start, longarc, tickets, ti
     )[0] == 0  # fmt: skip
     steps = [
         json.loads(r)["steps"]
-        for r in (starts[0], (single / "log.jsonl").read_text().splitlines()[0])
+        for r in (starts[0], (single / "log.jsonl").read_text().splitlines()[1])
     ]
     assert steps[0] == steps[1]
     assert json.loads((out / "metrics.json").read_text())["test"]["model"]["n"] == 18
