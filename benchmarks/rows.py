@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 
 def append_row(benchmark: str, **figures: Any) -> None:
     """Write one row and print it."""
-    row = {"benchmark": benchmark, **figures, **describe_gpu(), **describe_machine()}
+    row = {"benchmark": benchmark, **describe_machine(), **describe_gpu(), **figures}
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(json.dumps(row, ensure_ascii=False, indent=1))
