@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.objectives.losses.registry import build_loss, loss_names
 from longarc.training.probe import Probe
 from longarc.training.probe_temperature import (
+    FEWEST,
     FOLDS,
     LIMIT,
     cross_fitted_temperature,
@@ -152,7 +154,7 @@ def test_a_schedule_counts_as_at_its_end_and_is_left_at_its_start():
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("fraction", [0.3, 0.0])
+@pytest.mark.parametrize("fraction", [0.7, 0.3, 0.0])
 def test_a_training_starts_as_sure_as_it_may_be(hard_table, tmp_path, fraction):
     """The head before the first step is that of the frozen run, over the temperature in the log."""
     options = {
@@ -164,6 +166,13 @@ def test_a_training_starts_as_sure_as_it_may_be(hard_table, tmp_path, fraction):
     records = [json.loads(line) for line in start.folder.log_file.read_text().splitlines()]
     (probe,) = [record for record in records if record["event"] == "probe"]
     assert probe["temperature"] > 1.1
+    if fraction:
+        rows = pq.read_table(frozen.path / "predictions.parquet").to_pylist()
+        held = [row for row in rows if row["split"] == "validation"]
+        logits = frozen.predictor.logits([hard_table["text"][row["row"] - 1] for row in held])
+        codes = [frozen.labels.names.index(row["label"]) for row in held]
+        of_the_split = fit_temperature(logits, codes) == pytest.approx(probe["temperature"], 1e-2)
+        assert of_the_split == (len(held) >= FEWEST)
     for name in ("classifier.weight", "classifier.bias"):
         plain, softened = (
             load_file(run.path / "model" / "model.safetensors")[name] for run in (frozen, start)
