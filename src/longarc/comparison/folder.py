@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ import yaml
 from longarc.comparison.candidates import Candidate, in_a_file
 from longarc.comparison.children import PATIENCE
 from longarc.comparison.config import CompareConfig
-from longarc.comparison.hold import HOLDER, LOCK, held, is_empty
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
 from longarc.files import refuse_taken, write_text
+from longarc.hold import clear, held, is_empty
 
 
 @dataclass(frozen=True)
@@ -166,9 +165,5 @@ def cleared(config: CompareConfig) -> CompareFolder:
         # The process of a comparison that was killed may still be saving its state there.
         with held(slot, wait=PATIENCE):
             pass
-    for path in folder.path.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name not in (LOCK, HOLDER):
-            path.unlink()
+    clear(folder.path)
     return folder

@@ -34,7 +34,6 @@ from longarc.comparison.folder import (
     refuse_existing,
     resumed,
 )
-from longarc.comparison.hold import held
 from longarc.comparison.material import Material, read_material
 from longarc.comparison.memory import available_mib
 from longarc.comparison.presets import PRESETS
@@ -43,6 +42,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, LongarcError, OptionError, RunError
 from longarc.files import write_json
+from longarc.hold import held
 from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import system_name

@@ -18,12 +18,12 @@ from typing import Any
 from longarc.comparison.budget import Budget, epochs_for
 from longarc.comparison.candidates import in_a_comparison
 from longarc.comparison.children import PATIENCE
-from longarc.comparison.hold import held
 from longarc.comparison.memory import gpu_peak_mib, peak_mib
 from longarc.comparison.scratch_names import SCRATCH
 from longarc.comparison.slot import Slot, read
 from longarc.errors import Interrupted, LongarcError
 from longarc.files import write_json, write_text
+from longarc.hold import held
 from longarc.training.config import TrainConfig
 from longarc.training.run_folder import RunFolder
 

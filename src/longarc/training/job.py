@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_model, save_model
 from longarc.data.examples import Examples
 from longarc.errors import Interrupted
 from longarc.files import whole_file, whole_folder, write_json
+from longarc.hold import held
 from longarc.models.head import final_linear
 from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
@@ -51,8 +53,9 @@ def train(config: TrainConfig, *, data: Any = None, console: Console | None = No
     reporter = Reporter(console if is_main_process() else None)
     config.validate()
     refuse_existing(config)
-    prepared = prepare(config, reporter, data)
-    return _Job(prepared, reporter).run()
+    with held(config.run) if is_main_process() else nullcontext():
+        prepared = prepare(config, reporter, data)
+        return _Job(prepared, reporter).run()
 
 
 class _Job(Groundwork):

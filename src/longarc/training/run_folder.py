@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ import yaml
 from longarc.data.labels import LabelSpace
 from longarc.errors import RunError
 from longarc.files import write_text
+from longarc.hold import clear, is_empty
 from longarc.training.config import TrainConfig
 from longarc.version import __version__
 
@@ -233,7 +233,7 @@ def refuse_existing(config: Any, kind: type[RunFolder] = RunFolder) -> None:
     blocked = next((p for p in path.parents if p.is_file()), None)
     if blocked is not None:
         raise RunError(f"{blocked} is a file, so no folder can be made in it. Name another --out.")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and is_empty(path)):
         return
     if path.is_symlink() and config.overwrite:
         raise RunError(f"{path} is a link: name the folder it leads to, {path.resolve()}.")
@@ -285,7 +285,7 @@ def create_run_folder(
         return folder
     if config.overwrite:
         if folder.path.exists():
-            shutil.rmtree(folder.path)
+            clear(folder.path)
     else:
         refuse_existing(config, kind)  # again: preparation took a while
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from longarc.data.token_file import TokenFile, open_token_file, write_token_file
 from longarc.dynamics.collapse_detector import CollapseAlarm
 from longarc.errors import DataError, Interrupted, LongarcError, ModelError, OptionError, RunError
 from longarc.files import whole_folder, write_json
+from longarc.hold import held
 from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
@@ -77,7 +78,8 @@ def pretrain(
             "several. Start it without torchrun; --chunk fits large batches into one GPU."
         )
     refuse_pretraining(config)
-    return _Job(config, Reporter(console), config.data if data is None else data).run()
+    with held(config.run):
+        return _Job(config, Reporter(console), config.data if data is None else data).run()
 
 
 def refuse_pretraining(config: PretrainConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -68,6 +69,24 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 def is_empty(folder: Path) -> bool:
     """Whether a folder has nothing in it but what holding it leaves there."""
     return all(path.name in (LOCK, HOLDER) for path in folder.iterdir())
+
+
+def clear(folder: Path) -> None:
+    """Delete all that is in a folder but what holding it leaves there.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "old").mkdir()
+    >>> with held(folder):
+    ...     clear(folder)
+    >>> is_empty(folder)
+    True
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, HOLDER):
+            path.unlink()
 
 
 def _holder(folder: Path) -> str:

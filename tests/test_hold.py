@@ -12,19 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from longarc.comparison import hold, training_process
+from longarc import hold
+from longarc.comparison import training_process
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.folder import CompareFolder, cleared
-from longarc.comparison.hold import HOLDER, LOCK, held
 from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import Slot
-from longarc.errors import OptionError, RunError
+from longarc.errors import DataError, OptionError, RunError
 from longarc.files import write_json, write_text
+from longarc.hold import HOLDER, LOCK, held
+from longarc.training.config import TrainConfig
+from longarc.training.job import train
+from longarc.training.pretraining.config import PretrainConfig
+from longarc.training.pretraining.folder import PretrainFolder
+from longarc.training.pretraining.job import pretrain
+from longarc.training.run_folder import RunFolder, create_run_folder
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from longarc.comparison.hold import held
+from longarc.hold import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     if last := sys.stdin.read():
@@ -92,6 +99,26 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path, holde
     with held(out, wait=5):
         pass
     assert {path.name for path in out.iterdir()} == {"kept.txt", "compare.yaml", LOCK}
+
+
+@pytest.mark.parametrize(
+    ("start", "config", "folder"),
+    [(train, TrainConfig, RunFolder), (pretrain, PretrainConfig, PretrainFolder)],
+)
+def test_a_run_is_trained_by_one_process(tmp_path, start, config, folder):
+    """A second one, over it or going on with it, would mix its checkpoints with the other's."""
+    given = {"data": "no.csv", "out": str(tmp_path / "run")}
+    create_run_folder(config(**given), {}, folder)
+    begun = (tmp_path / "run" / "config.yaml").read_bytes()
+    with another(tmp_path / "run") as holder:
+        for options in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(RunError, match=rf"in use: process {holder.pid} on "):
+                start(config(**given, **options))
+        with pytest.raises(RunError, match="holds an unfinished run"):
+            start(config(**given))
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == begun
+    with pytest.raises(DataError, match=r"no\.csv does not exist"):
+        start(config(**given, resume=True))
 
 
 def test_waiting_outlasts_one_that_ends(tmp_path, holder):
