@@ -25,7 +25,7 @@ QUERIES = [
 ]
 
 
-def written_out(run, weights, level=None):
+def written_out(run, weights, level=None, loss_of=None):
     """The recorded training as a function of the documents' weights in its loss; the end values."""
     model, path, data = run.trainer.model, run.path, run.data
     about, tensors = path.about, path.snapshot(0)
@@ -41,9 +41,14 @@ def written_out(run, weights, level=None):
                 p.requires_grad_()
         logits = functional_call(model, theta, (data.x[documents],))["logits"]
         each = torch.nn.functional.cross_entropy(logits, data.y[documents], reduction="none")
+        size = len(documents)
+        if loss_of is not None:
+            loss_of.set_progress((t - 1) / about["steps"])
+            each = loss_of(logits, data.y[documents], reduction="none")
+            size = loss_of.denominator(data.y[documents], 3)
         if level is not None:
             each = (each - level).abs() + level
-        loss = (each * weights[documents]).sum() / len(documents)
+        loss = (each * weights[documents]).sum() / size
         grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
         if about["max_grad_norm"]:
             norm = torch.cat([g.flatten() for g in grads]).norm()
@@ -100,6 +105,37 @@ def test_a_flooded_loss_of_each_document(record):
         effects(*given, QUERIES)
     found = effects(*given, QUERIES, loss=ChangedLoss(longarc.CrossEntropyLoss(), [flooding]))
     assert found == pytest.approx(np.stack(expected), rel=1e-7, abs=1e-11)
+
+
+@pytest.mark.parametrize("level", [None, 1.0])
+def test_a_loss_that_changes_on_the_way_is_what_it_was_at_each_step(record, level):
+    """Deferred re-weighting: from half of the training on, rare classes count more."""
+
+    def ldam():
+        return longarc.LDAMLoss([9, 2, 1], reweight_after=0.5, beta=0.9)
+
+    flooding = [] if level is None else [longarc.Flooding(level=level, per_example=True)]
+    run = record(loss=ldam(), regularizers=flooding, max_steps=6, **ADAMW)
+    weights = torch.ones(len(run.data), dtype=torch.float64, requires_grad=True)
+    values = written_out(run, weights, level=level, loss_of=ldam())
+    expected = [torch.autograd.grad(v, weights, retain_graph=True)[0].numpy() for v in values]
+    given = ldam()
+    given.set_progress(1.0)
+    loss = ChangedLoss(given, flooding) if flooding else given
+    model, collate = run.trainer.model, run.trainer.data_collator
+    found = effects(run.path, model, run.data, collate, QUERIES, loss=loss)
+    assert found == pytest.approx(np.stack(expected), rel=1e-7, abs=1e-11)
+    assert given.reweights, "the loss that was given is left as it was"
+
+
+def test_the_loss_is_where_the_model_is(record, small):
+    loss = longarc.LogitAdjustedLoss([6, 3, 2])
+    run = record(model=small.Net(odd=True), loss=loss, max_steps=1, **ADAMW)
+    model = small.Net(odd=True).to("meta")
+    replay = Replay(run.path, model, run.data, run.trainer.data_collator)
+    back = _Back(replay, QUERIES, loss, None)
+    assert {b.device.type for b in back.loss.buffers()} == {"meta"}
+    assert {b.device.type for b in loss.buffers()} == {"cpu"}
 
 
 def test_layers_that_are_not_known_take_the_forward_mode(record, small):

@@ -191,6 +191,30 @@ def test_learning_what_is_known_doubles_it(record, options):
     assert terms.learned[:, :, 0] == pytest.approx(terms.contributions[:, :, 4], rel=1e-8)
 
 
+def test_learning_takes_the_loss_as_it_was_at_each_step(record, small):
+    """The twin again, of a rare class, with weights that come in halfway."""
+    data = small.Points(11)
+
+    def ldam():
+        counts = torch.bincount(data.y, minlength=3)
+        return longarc.LDAMLoss(counts, reweight_after=0.5, beta=0.9)
+
+    run = record(data=data, loss=ldam(), **(DESCENT | {"max_steps": 4}))
+    rarest = int((data.y == torch.bincount(data.y).argmin()).nonzero()[0])
+    twin = machine_of(run, loss=ldam()).learn([{"x": data.x[rarest]}], [int(data.y[rarest])])
+    terms = twin.terms(some_items(2))
+    assert terms.learned[:, :, 0] == pytest.approx(terms.contributions[:, :, rarest], rel=1e-8)
+
+
+def test_learning_has_the_loss_where_the_model_is(record, small):
+    loss = longarc.LogitAdjustedLoss([6, 3, 2])
+    run = record(loss=loss, **DESCENT)
+    machine = machine_of(run, loss=loss).learn(some_items(2), [0, 1])
+    machine.model = small.Net().to("meta")
+    logits = torch.zeros(2, 3, dtype=torch.float64, device="meta")
+    assert machine._learning().pushes(logits, 1.0, 0, 0).device.type == "meta"
+
+
 def test_the_svm_is_scikit_learns_on_the_kernel(record, small):
     from sklearn.svm import SVC
 

@@ -16,6 +16,7 @@ derivative at the training as it was: where leaving an example out changes much,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def effects(
         dataset: the training set, in the order it had, with its labels.
         collate: makes a batch of its items, as in training.
         queries: the values to ask about; they share the replay.
-        loss: of the training; None for cross-entropy.
+        loss: of the training; None for cross-entropy. It is copied, to the model's device.
         end: the step to ask about; None for that whose weights the training handed over.
         advance: is called with 1 after each step of the way back.
 
@@ -87,7 +88,8 @@ class _Back:
         loss: Loss,
         advance: Callable[[float], Any] | None,
     ):
-        self.replay, self.loss, self.advance = replay, loss, advance
+        self.replay, self.advance = replay, advance
+        self.loss = copy.deepcopy(loss).to(replay.device)
         self.model, self.path, self.all = replay.model, replay.path, replay.parameters
         self.asking = QueryGradients(replay.model, queries, replay.parameters)
         self.number = len(queries)
@@ -140,6 +142,7 @@ class _Back:
         clip: float,
         moved: Mapping[str, Tensor],
     ) -> None:
+        self.loss.set_progress(self.path.progress(step))
         losses = [self._loss_of(batch) for batch in batches]
         names = list(update)
         parameters = [self.all[n] for n in names]

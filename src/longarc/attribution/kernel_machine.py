@@ -220,7 +220,7 @@ class KernelMachine:
         items = [self.dataset[i] for i in range(len(self))] if others is None else self.read(others)
         length = self._length
 
-        def pushes(logits: Tensor, clip: float, first: int) -> Tensor:
+        def pushes(logits: Tensor, clip: float, step: int, first: int) -> Tensor:
             each = directions.to(logits)[:, None] / -length
             return each.expand(len(directions), len(logits), -1)
 
@@ -324,7 +324,7 @@ class KernelMachine:
     def _constant(self, examples: Sequence[Any]) -> np.ndarray:
         support = torch.from_numpy(self.support) / self._length
 
-        def pushes(logits: Tensor, clip: float, first: int) -> Tensor:
+        def pushes(logits: Tensor, clip: float, step: int, first: int) -> Tensor:
             return -support[first : first + len(logits)].to(logits)[None]
 
         items = [self.dataset[i] for i in range(len(self))]
@@ -336,12 +336,14 @@ class KernelMachine:
     def _learning(self) -> Passengers:
         targets = torch.stack([target for _, target in self.newcomers])
         number = len(self)
+        loss_of = copy.deepcopy(self.loss).to(next(self.model.parameters()).device)
 
-        def pushes(logits: Tensor, clip: float, first: int) -> Tensor:
+        def pushes(logits: Tensor, clip: float, step: int, first: int) -> Tensor:
             with torch.enable_grad():
                 at = logits.detach().requires_grad_()
                 told = targets[first : first + len(at)].to(at.device)
-                loss = self.loss(at, told, reduction="sum")
+                loss_of.set_progress(self.path.progress(step))
+                loss = loss_of(at, told, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, at)
             return gradient[None] * (clip / number)
 

@@ -16,9 +16,10 @@ class Passengers:
     Args:
         batches: what the model takes; b examples in all.
         pushes: from a batch's logits (b', C) before a step, without dropout, the step's clip factor
-            and the number of the batch's first example, to (K, b', C): K gradients with respect to
-            the logits, as a loss would have sent them back. The model descends them.
+            the number of the step and that of the batch's first example, to (K, b', C): K gradients
+            with respect to the logits, as a loss would have sent them back. The model descends
+            them.
     """
 
     batches: Sequence[Mapping[str, Any]]
-    pushes: Callable[[Tensor, float, int], Tensor]
+    pushes: Callable[[Tensor, float, int, int], Tensor]

@@ -193,7 +193,7 @@ class _Sweep:
                 np.add.at(book.contributions, list(batch.documents), each)
                 book.steps[step] += each.sum()
         if self.passengers is not None:
-            self._carry(self.passengers, tape.clips[i], directions, update)
+            self._carry(self.passengers, step, tape.clips[i], directions, update)
 
     def _gather(
         self, tape: Tape, start: Tensor, delta: Tensor, update: Mapping[str, Update]
@@ -324,6 +324,7 @@ class _Sweep:
     def _carry(
         self,
         passengers: Passengers,
+        step: int,
         clip: float,
         directions: Mapping[str, Tensor],
         update: Mapping[str, Update],
@@ -333,7 +334,7 @@ class _Sweep:
         for inputs in passengers.batches:
             forward = partial(self._plain_logits, inputs)
             with torch.no_grad():
-                pushes = passengers.pushes(forward(), clip, first)
+                pushes = passengers.pushes(forward(), clip, step, first)
             first += pushes.shape[1]
             each = [
                 -self._pushed(forward, push, directions, update)

@@ -30,6 +30,11 @@ class ChangedLoss(Loss):
         self.loss = loss
         self.regularizers = list(regularizers)
 
+    def set_progress(self, fraction: float) -> None:
+        """Tell the loss and the regularizers."""
+        for part in (self.loss, *self.regularizers):
+            part.set_progress(fraction)
+
     def in_batch(self, logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         """The changed losses (b,)."""
         losses = self.loss.in_batch(logits, target, keep)

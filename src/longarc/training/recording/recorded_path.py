@@ -113,6 +113,10 @@ class RecordedPath:
         starts = [s for s in self.snapshots if s < end]
         return list(pairwise([*starts, end]))
 
+    def progress(self, step: int) -> float:
+        """How much of the training was done before a step, 0 to 1, as the trainer told its loss."""
+        return step / self.about["steps"]
+
     def batches(self, first: int, after: int) -> list[list[RecordedBatch]]:
         """The batches of the updates first … after − 1, a list for each."""
         updates: list[list[RecordedBatch]] = [[] for _ in range(after - first)]
