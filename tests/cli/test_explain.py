@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import longarc as package
 from longarc.attribution.counterfactual import effects
 from longarc.attribution.query import Query, measure
+from longarc.attribution.sweep import explain
 from longarc.cli.main import main
 from longarc.errors import DataError, OptionError
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
@@ -137,6 +139,42 @@ def test_the_run_as_a_kernel_machine(recorded):
     more = machine.learn(["oil pump leak"], ["pump"]).predict(texts)
     assert more[0, pump] > predicted[0, pump]
     assert machine.kernel(texts, texts, label="pump").shape == (2, 2)
+
+
+def test_the_loss_of_a_label_among_several_is_a_sigmoids(tickets, tiny_model, tmp_path):
+    """Its number, and its contributions, are those of the label's own binary cross-entropy."""
+    table = tmp_path / "several.csv"
+    lines = tickets.read_text().splitlines()
+    lines[1::4] = [f"{line};urgent" for line in lines[1::4]]
+    table.write_text("\n".join(lines))
+    status = main(
+        ["train", str(table), "--text", "body", "--label", "topic", "--label-separator", ";",
+         "--model", str(tiny_model), "--out", str(tmp_path / "run"), "--epochs", "1",
+         "--head-start", "scratch", "--learning-rate", "0.01", "--record-path", "--no-baseline",
+         "--device", "cpu", "--validation-fraction", "0", "--batch-size", "32"]
+    )  # fmt: skip
+    assert status == 0
+    run, text = package.open_run(tmp_path / "run"), "oil pump leak"
+    label = run.labels.names.index("invoice")
+    one = run.explain(text, label="invoice", of="loss")
+
+    def binary(logits):
+        told = torch.ones((), dtype=logits.dtype)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[label], told)
+
+    (logits,) = torch.from_numpy(run._logits([text]))
+    assert one.final == pytest.approx(float(binary(logits)), rel=1e-5)
+    assert abs(float(binary(logits) + logits.log_softmax(0)[label])) > 0.1
+    predictor = run.predictor
+    collate = PaddedBatches(predictor.tokenizer, predictor.max_length)
+    asked = Documents([text], predictor.tokenizer, predictor.max_length)
+    assert np.abs(one.contributions).sum() > 1e-2
+    (direct,) = explain(
+        RecordedPath(tmp_path / "run" / "path"), predictor.model,
+        Documents(one.texts, predictor.tokenizer, predictor.max_length), collate,
+        [Query(collate([asked[0]]), binary)],
+    )  # fmt: skip
+    np.testing.assert_allclose(one.contributions, direct.contributions, rtol=1e-4, atol=1e-7)
 
 
 def test_every_contribution_as_a_table(longarc, recorded, tmp_path):

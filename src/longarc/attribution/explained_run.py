@@ -68,7 +68,8 @@ class ExplainedRun:
         Args:
             texts: one text, or a list of them.
             label: the class whose score is explained; None for the one with the highest.
-            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``.
+            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``, the
+                class's cross-entropy (its own binary one where documents have several labels).
             method: ``"exact"``, or ``"indexed"``.
             tolerance: bound on what the integration may leave out, as a part of how far the number
                 moved in training.
@@ -122,7 +123,8 @@ class ExplainedRun:
         Args:
             texts: one text, or a list of them.
             label: the class whose score is asked about; None for the one with the highest.
-            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``.
+            of: ``"logit"``; ``"margin"``, less the strongest other class; ``"loss"``, the
+                class's cross-entropy (its own binary one where documents have several labels).
             advance: is called with 1 for each step of the training that is gone back.
 
         Returns:

@@ -208,7 +208,8 @@ def _queries(
     of: str,
 ) -> tuple[list[Query], list[float]]:
     """A query for each text, and what the model that is served says."""
-    names = folder.labels().names
+    space = folder.labels()
+    names = space.names
     if label is not None and label not in names:
         raise OptionError(f"There is no label '{label}'. {close_matches(label, names)}")
     collate = PaddedBatches(predictor.tokenizer, predictor.max_length)
@@ -223,7 +224,7 @@ def _queries(
         name = f"{of} of {names[chosen]}"
         if of == "margin" and rival is not None:
             name += f" over {names[rival]}"
-        value = measure(of, chosen, rival)
+        value = measure(of, chosen, rival, multi_label=space.multi_label)
         inputs = {k: v.to(predictor.model.device) for k, v in collate([documents[i]]).items()}
         queries.append(Query(inputs, value, name))
         finals.append(float(value(logits)))
