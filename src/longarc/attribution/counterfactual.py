@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longarc.attribution.products import adds_up, by_forward_mode, by_layers
+from longarc.attribution.products import adds_up, by_layers, by_passes
 from longarc.attribution.quadrature import dots
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
 from longarc.attribution.tape import taped
 from longarc.attribution.update import Update
-from longarc.errors import OptionError
+from longarc.errors import ModelError, OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
@@ -68,6 +68,7 @@ def effects(
     Raises:
         OptionError: no query; a loss that is not the training's; no labels; AMSGrad.
         DataError, ModelError: a training set or a model that does not fit the path.
+        ModelError: a layer whose gradient cannot be differentiated.
 
     Example: ``docs/explanations.md``.
     """
@@ -104,7 +105,9 @@ class _Back:
         if segments:
             first, after = segments[-1]
             self.replay.go_to(first)
-            for batches in self.path.batches(first, after):
+            recorded = self.path.batches(first, after)
+            self._check_curvature(recorded[0][0])
+            for batches in recorded:
                 self.replay.step(batches)
             self._open()
         for first, after in reversed(segments):
@@ -133,6 +136,31 @@ class _Back:
                 self._step_back(first + i, recorded[i], tape.updates[i], tape.clips[i], steps)
                 if self.advance is not None:
                     self.advance(1)
+
+    def _check_curvature(self, batch: RecordedBatch) -> None:
+        """Raise ModelError where a layer's gradient cannot be differentiated."""
+        parameters = list(self.all.values())
+        self.loss.set_progress(self.path.progress(batch.step))
+        each = torch.autograd.grad(
+            self._loss_of(batch), parameters, create_graph=True, materialize_grads=True
+        )
+        gradients = [g for g in each if g.requires_grad]
+        reason = "it is marked so"
+        try:
+            torch.autograd.grad(
+                gradients, parameters, [g.detach() for g in gradients],
+                allow_unused=True, retain_graph=True,
+            )  # fmt: skip
+            known = not _taken_once(gradients)
+        except NotImplementedError as error:
+            known, reason = False, str(error).partition("\n")[0]
+        if not known:
+            raise ModelError(
+                "effects differentiate the training twice, and a layer of this model has a "
+                f"gradient that cannot be differentiated ({reason}), as residual attention on a "
+                "CPU and learned attention have. Ask for contributions instead (method exact or "
+                "indexed), or train without that layer."
+            )
 
     def _step_back(
         self,
@@ -274,7 +302,7 @@ class _Back:
             if products is not None and self.layers_serve:
                 return products
         gradient = batch.gradient.to(next(iter(directions.values())))
-        return by_forward_mode(self.model, directions, forward, gradient)
+        return by_passes(self.model, directions, forward, gradient)
 
     def _add_curvature(
         self, graph: Iterable[Tensor], names: list[str], directions: Mapping[str, Tensor]
@@ -307,3 +335,22 @@ class _Back:
         for name, part in zip(names, found, strict=True):
             if part is not None:
                 self.weights[name].add_(part)
+
+
+def _taken_once(gradients: Iterable[Tensor]) -> bool:
+    """Whether part of a graph of gradients is of functions that are once differentiable.
+
+    Such a part ends in an error node, which says nothing where nobody asks for what lies beyond.
+    """
+    waiting = [g.grad_fn for g in gradients]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if type(node).__name__ == "Error":
+            return True
+        following = {each for each, _ in node.next_functions} - seen
+        seen |= following
+        waiting += following
+    return False

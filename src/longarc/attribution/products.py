@@ -35,7 +35,7 @@ def by_layers(
     what left it: for a linear layer Σ_t δ_it x_itᵀ. It is contracted with the directions as soon as
     it is formed, so memory is that of one layer. Linear layers, embeddings and layer norms are
     known; a model with other parameters, or with layers whose first axis is not the examples,
-    needs :func:`by_forward_mode`.
+    needs :func:`by_passes`.
 
     Args:
         directions: of the parameters that count.
@@ -124,20 +124,63 @@ def hooked(
             parameter.requires_grad_(need)
 
 
+def by_passes(
+    model: nn.Module,
+    directions: Directions,
+    forward: Callable[[], Tensor],
+    gradient: Tensor,
+) -> Tensor:
+    """⟨U_q, g_i⟩ for all queries and examples, (Q, b), for any layer.
+
+    By a forward-mode pass for each query, or by a backward pass for each example where a layer has
+    no forward mode, as attention kernels with gradients of their own.
+
+    Args:
+        forward: passes the batch through the model as it stands; returns the logits (b, …).
+        gradient: of the loss with respect to these.
+    """
+    try:
+        return by_forward_mode(model, directions, forward, gradient)
+    except NotImplementedError:
+        return by_examples(model, directions, forward, gradient)
+
+
+def by_examples(
+    model: nn.Module,
+    directions: Directions,
+    forward: Callable[[], Tensor],
+    gradient: Tensor,
+) -> Tensor:
+    """As :func:`by_passes`, by a pass back for each example, whose gradient is there whole."""
+    named = dict(model.named_parameters())
+    parameters = [named[name] for name in directions]
+    with torch.enable_grad():
+        logits = forward()
+    columns, queries = [], len(next(iter(directions.values())))
+    for i in range(len(logits)):
+        alone = torch.zeros_like(logits)
+        alone[i] = gradient[i]
+        each = torch.autograd.grad(
+            logits, parameters, alone, allow_unused=True, retain_graph=i + 1 < len(logits)
+        )
+        total = gradient.new_zeros(queries, dtype=torch.float64)
+        for direction, part in zip(directions.values(), each, strict=True):
+            if part is not None:
+                total += dots(direction, part)
+        columns.append(total)
+    return torch.stack(columns, dim=1).to(gradient)
+
+
 def by_forward_mode(
     model: nn.Module,
     directions: Directions,
     forward: Callable[[], Tensor],
     gradient: Tensor,
 ) -> Tensor:
-    """⟨U_q, g_i⟩ for all queries and examples, (Q, b), by a forward-mode pass for each query.
+    """As :func:`by_passes`, by a forward-mode pass for each query.
 
-    For any layer: the derivative of the logits in direction U_q, contracted with the ``gradient``
-    of the loss with respect to them, (b, …). Attention runs on torch's plain kernel, the one that
-    has a forward mode.
-
-    Args:
-        forward: passes the batch through the model as it stands; returns the logits (b, …).
+    The derivative of the logits in direction U_q, contracted with the ``gradient``. Attention runs
+    on torch's plain kernel, the one that has a forward mode; NotImplementedError with others.
     """
     places = _places(model, directions)
     rows = []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from longarc.attribution.account import Account
 from longarc.attribution.explanation import Explanation
 from longarc.attribution.passengers import Passengers
-from longarc.attribution.products import adds_up, by_forward_mode, by_layers
+from longarc.attribution.products import adds_up, by_layers, by_passes
 from longarc.attribution.quadrature import NODES, dots, gauss
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
@@ -385,7 +385,7 @@ class _Sweep:
         if products is None:
             gradient = gradient.to(next(iter(directions.values())))
             directions = {n: self.asking.whole(n, d) for n, d in directions.items()}
-            products = by_forward_mode(self.model, directions, forward, gradient)
+            products = by_passes(self.model, directions, forward, gradient)
         return gain * products
 
     def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,151 @@
+"""Products with examples' gradients are those of each example's gradient alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+from transformers import BertModel
+
+import longarc
+from longarc.attribution.counterfactual import effects
+from longarc.attribution.products import by_passes
+from longarc.attribution.query import Query, measure
+from longarc.attribution.sweep import explain
+from longarc.errors import ModelError
+from longarc.models.mean_pooled import from_encoder
+from longarc.training.batches import Documents, PaddedBatches
+from longarc.training.recording.recorded_path import RecordedPath
+
+
+def gated(model):
+    return longarc.set_residual_attention(model, gate=True)
+
+
+def learned(model):
+    return longarc.set_attention(model, "learned", window=4, num_selected=1, num_clusters=2)
+
+
+def linear(model):
+    return longarc.set_attention(model, "linear")
+
+
+def performer(model):
+    return longarc.set_attention(model, "performer", num_features=8)
+
+
+@pytest.fixture
+def make(tiny):
+    """A tiny BERT in double precision, changed in some way, and a batch of its texts."""
+
+    def made(change, texts=3):
+        torch.manual_seed(0)
+        encoder = BertModel(tiny.make_config(0.0))
+        model = change(from_encoder(encoder, num_labels=3, classifier_dropout=0.0)).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        tokenizer = tiny.make_tokenizer()
+        data = Documents(tiny.make_table(texts)[0], tokenizer, 48)
+        return model, PaddedBatches(tokenizer)([*data])
+
+    return made
+
+
+def one_by_one(model, batch, directions, alpha):
+    """⟨U_q, g_i⟩ by autograd, from a pass of each example."""
+    rows = []
+    named = dict(model.named_parameters())
+    for i in range(len(alpha)):
+        alone = {k: v[i : i + 1] for k, v in batch.items()}
+        logits = functional_call(model, named, (), alone).logits[0]
+        each = torch.autograd.grad(logits @ alpha[i], list(named.values()), allow_unused=True)
+        pairs = zip(named, each, strict=True)
+        rows.append(sum((directions[n] * g).flatten(1).sum(1) for n, g in pairs if g is not None))
+    return torch.stack(rows, dim=1)
+
+
+@pytest.mark.parametrize("change", [gated, learned, performer])
+def test_where_a_layer_has_no_forward_mode_examples_go_back_one_by_one(make, change):
+    model, batch = make(change)
+    model.eval()
+    generator = torch.Generator().manual_seed(1)
+    directions = {
+        n: torch.randn(2, *p.shape, generator=generator, dtype=torch.float64)
+        for n, p in model.named_parameters()
+    }
+    alpha = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+
+    def forward():
+        return model(**batch).logits
+
+    found = by_passes(model, directions, forward, alpha)
+    assert torch.allclose(found, one_by_one(model, batch, directions, alpha), rtol=1e-8)
+
+
+@pytest.fixture
+def trained(tiny, make, tmp_path):
+    """A recorded training of a changed BERT, and a question to ask of it."""
+
+    def run(change):
+        model, _ = make(change)
+        tokenizer = tiny.make_tokenizer()
+        texts, target = tiny.make_table(12)
+        data, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
+        trainer = longarc.Trainer(
+            model, tiny.make_arguments(tmp_path, max_steps=3, learning_rate=0.05),
+            train_dataset=data, data_collator=collate, loss=longarc.CrossEntropyLoss(),
+            callbacks=[longarc.PathRecorder()],
+        )  # fmt: skip
+        trainer.train()
+        asked = Documents(["court law liability the a notice of bank"], tokenizer, 48)
+        query = Query(collate([asked[0]]), measure("margin", 0, 2))
+        return RecordedPath(tmp_path / "path"), model, data, collate, [query]
+
+    return run
+
+
+@pytest.mark.parametrize("change", [gated, learned])
+def test_contributions_add_up_there(trained, change):
+    (e,) = explain(*trained(change), tolerance=1e-9)
+    assert e.relative_residual < 1e-7
+    assert np.abs(e.contributions).sum() > 1e-3
+
+
+def trained_again(path, model, data, collate, query, weights, rate):
+    """The query's value after the recorded steps of plain descent, with documents weighted."""
+    for name, value in path.parameters(0).items():
+        model.get_parameter(name).data.copy_(value)
+    model.eval()
+    for (batch,) in path.batches(0, path.end):
+        items = collate([data[i] for i in batch.documents])
+        target = items.pop("labels")
+        each = torch.nn.functional.cross_entropy(model(**items).logits, target, reduction="none")
+        model.zero_grad()
+        (each * weights[list(batch.documents)]).mean().backward()
+        with torch.no_grad():
+            for name in path.parameters(0):
+                parameter = model.get_parameter(name)
+                if parameter.grad is not None:
+                    parameter -= rate * parameter.grad
+    with torch.no_grad():
+        return float(query.value(model(**query.inputs).logits[0]))
+
+
+@pytest.mark.parametrize("change", [gated, learned])
+def test_effects_need_second_derivatives(trained, change):
+    with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
+        effects(*trained(change))
+
+
+def test_a_kernel_with_second_derivatives_has_effects(trained):
+    given = path, model, data, collate, queries = trained(linear)
+    (found,) = effects(*given)
+    for i in (0, 9):
+        values = []
+        for change in (1e-4, -1e-4):
+            weights = torch.ones(12, dtype=torch.float64)
+            weights[i] += change
+            values.append(trained_again(path, model, data, collate, queries[0], weights, 0.05))
+        assert found[i] == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-5)
