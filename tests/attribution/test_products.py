@@ -10,13 +10,15 @@ from transformers import BertModel
 
 import longarc
 from longarc.attribution.counterfactual import effects
-from longarc.attribution.products import by_passes
+from longarc.attribution.products import by_layers, by_passes
 from longarc.attribution.query import Query, measure
+from longarc.attribution.query_gradients import QueryGradients
 from longarc.attribution.sweep import explain
 from longarc.errors import ModelError
 from longarc.models.mean_pooled import from_encoder
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
+from longarc.training.recording.replay import logits_of
 
 
 def gated(model):
@@ -59,7 +61,7 @@ def one_by_one(model, batch, directions, alpha):
     named = dict(model.named_parameters())
     for i in range(len(alpha)):
         alone = {k: v[i : i + 1] for k, v in batch.items()}
-        logits = functional_call(model, named, (), alone).logits[0]
+        logits = logits_of(functional_call(model, named, (), alone))[0]
         each = torch.autograd.grad(logits @ alpha[i], list(named.values()), allow_unused=True)
         pairs = zip(named, each, strict=True)
         rows.append(sum((directions[n] * g).flatten(1).sum(1) for n, g in pairs if g is not None))
@@ -82,6 +84,58 @@ def test_where_a_layer_has_no_forward_mode_examples_go_back_one_by_one(make, cha
 
     found = by_passes(model, directions, forward, alpha)
     assert torch.allclose(found, one_by_one(model, batch, directions, alpha), rtol=1e-8)
+
+
+class Norms(torch.nn.Module):
+    """Every layer that is known: an embedding with padding, both norms, linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.words = torch.nn.Embedding(9, 4, padding_idx=0)
+        self.layer = torch.nn.LayerNorm((5, 4))  # over tokens too
+        self.first = torch.nn.Linear(4, 6)
+        self.root = torch.nn.RMSNorm(6)
+        self.last = torch.nn.Linear(6, 3)
+        self.double()
+        for norm in (self.layer, self.root):
+            torch.nn.init.normal_(norm.weight)
+
+    def forward(self, ids):
+        hidden = self.root(torch.tanh(self.first(self.layer(self.words(ids)))))
+        return {"logits": self.last(hidden.mean(dim=1))}
+
+
+def test_layers_that_are_known_take_one_pass():
+    model = Norms()
+    generator = torch.Generator().manual_seed(1)
+    batch = {"ids": torch.randint(0, 9, (4, 5), generator=generator)}
+    batch["ids"][:, 0] = 0
+    directions = {
+        n: torch.randn(2, *p.shape, generator=generator, dtype=torch.float64)
+        for n, p in model.named_parameters()
+    }
+    alpha = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+
+    def backward():
+        logits = model(**batch)["logits"]
+        logits.backward(alpha)
+        return logits
+
+    expected = one_by_one(model, batch, directions, alpha)
+    found = by_layers(model, directions, backward)
+    assert found is not None
+    assert torch.allclose(found, expected, rtol=1e-10)
+    queries = [
+        Query({"ids": row[None]}, lambda z, a=a: z @ a)
+        for row, a in zip(batch["ids"], alpha, strict=True)
+    ]
+    asking = QueryGradients(model, queries, dict(model.named_parameters()))
+    assert len(asking.groups) == 1
+    gradients = asking.gradients(asking.groups[0])
+    each = {n: asking.whole(n, g).flatten(1) for n, g in gradients.items()}
+    products = sum(directions[n].flatten(1) @ g.T for n, g in each.items())
+    assert torch.allclose(products, expected, rtol=1e-10)
 
 
 @pytest.fixture

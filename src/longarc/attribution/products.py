@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from longarc.attribution.layer_gradients import LAYERS, Outer, Part, gradient_of
 from longarc.attribution.quadrature import dots
 
 Directions = Mapping[str, Tensor]
@@ -33,8 +33,8 @@ def by_layers(
 
     Each layer's per-example gradient follows from what entered the layer and from the gradient of
     what left it: for a linear layer Σ_t δ_it x_itᵀ. It is contracted with the directions as soon as
-    it is formed, so memory is that of one layer. Linear layers, embeddings and layer norms are
-    known; a model with other parameters, or with layers whose first axis is not the examples,
+    it is formed, so memory is that of one layer. Linear layers, embeddings and norms are known; a
+    model with other parameters, or with layers whose first axis is not the examples,
     needs :func:`by_passes`.
 
     Args:
@@ -49,9 +49,10 @@ def by_layers(
         if type(module) not in LAYERS:
             return None
         modules.setdefault(module, {})[own] = direction
-    for name, place in (places or {}).items():
-        if name in directions:
-            modules[model.get_submodule(name.rpartition(".")[0])]["place"] = place
+    rows = {
+        model.get_submodule(name.rpartition(".")[0]): place
+        for name, place in (places or {}).items()
+    }
     pieces: list[Tensor] = []
     odd = False
 
@@ -60,7 +61,10 @@ def by_layers(
         if len(x) != len(gradient):
             odd = True
         else:
-            pieces.append(LAYERS[type(module)](module, modules[module], x, gradient))
+            pieces.extend(
+                _product(gradient_of(module, own, x, gradient), direction, rows.get(module))
+                for own, direction in modules[module].items()
+            )
 
     with hooked(model, modules, take, freeze=freeze), rows_apart(model):
         logits = backward()
@@ -242,65 +246,20 @@ def rows_apart(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _linear(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor) -> Tensor:
-    rows = len(x)
-    total = 0
-    if (weight := own.get("weight")) is not None:
-        d = gradient.reshape(rows, -1, gradient.shape[-1]).to(weight)
-        x = x.reshape(rows, -1, x.shape[-1]).to(weight)
-        tokens, queries = d.shape[1], len(weight)
+def _product(part: Part, direction: Tensor, place: Tensor | None) -> Tensor:
+    """⟨U_q, g_i⟩ of one parameter, (Q, b); ``place`` is that of an embedding's rows, if of some."""
+    if isinstance(part, Outer):
+        tokens, queries = part.left.shape[1], len(direction)
         if tokens * queries <= tokens + queries:  # multiplications, in units of the layer's size
-            total = torch.einsum("bto,qoi,bti->qb", d, weight, x)
-        else:
-            each = torch.bmm(d.transpose(1, 2), x)  # (b, out, in)
-            total = weight.flatten(1) @ each.flatten(1).T
-    if (bias := own.get("bias")) is not None:
-        d = gradient.reshape(rows, -1, gradient.shape[-1]).to(bias)
-        total = total + bias @ d.sum(dim=1).T
-    return _as_tensor(total)
-
-
-def _embedding(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor) -> Tensor:
-    weight, place = own["weight"], own.get("place")
-    d = gradient.to(weight)
-    padding = getattr(module, "padding_idx", None)
-    if padding is not None:
-        d = d * (x != padding)[..., None]
+            return torch.einsum("bto,qoi,bti->qb", part.left, direction, part.right)
+        part = torch.bmm(part.left.transpose(1, 2), part.right)  # (b, out, in)
+    if isinstance(part, Tensor):
+        return direction.flatten(1) @ part.flatten(1).T
+    index, d = part
     if place is None:
-        return torch.stack([(u[x] * d).flatten(1).sum(dim=1) for u in weight])
-    where = place[x]
+        return torch.stack([(u[index] * d).flatten(1).sum(dim=1) for u in direction])
+    where = place[index]
     known = where >= 0
-    example, index, d = known.nonzero()[:, 0], where[known], d[known]
-    each = torch.stack([torch.linalg.vecdot(u[index], d) for u in weight])  # (Q, tokens known)
-    return each.new_zeros(len(weight), len(x)).index_add_(1, example, each)
-
-
-def _layer_norm(
-    module: nn.Module, own: Mapping[str, Tensor], x: Tensor, gradient: Tensor
-) -> Tensor:
-    assert isinstance(module, nn.LayerNorm)
-    total = 0
-    size = module.normalized_shape
-    dims = list(range(1, x.ndim - len(size)))
-    if (weight := own.get("weight")) is not None:
-        plain = F.layer_norm(x.to(weight), size, None, None, module.eps)
-        each = (gradient.to(weight) * plain).sum(dim=dims) if dims else gradient * plain
-        total = weight.flatten(1) @ each.flatten(1).T
-    if (bias := own.get("bias")) is not None:
-        each = gradient.to(bias)
-        each = each.sum(dim=dims) if dims else each
-        total = total + bias.flatten(1) @ each.flatten(1).T
-    return _as_tensor(total)
-
-
-def _as_tensor(total: Tensor | int) -> Tensor:
-    assert isinstance(total, Tensor)
-    return total
-
-
-LAYERS: dict[type, Callable[..., Tensor]] = {
-    nn.Linear: _linear,
-    nn.Embedding: _embedding,
-    nn.LayerNorm: _layer_norm,
-}
-"""The layers whose gradients can be taken apart."""
+    example, row, d = known.nonzero()[:, 0], where[known], d[known]
+    each = torch.stack([torch.linalg.vecdot(u[row], d) for u in direction])  # (Q, tokens known)
+    return each.new_zeros(len(direction), len(index)).index_add_(1, example, each)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longarc.attribution.products import LAYERS, hooked, rows_apart
+from longarc.attribution.layer_gradients import LAYERS, Outer, Part, gradient_of
+from longarc.attribution.products import hooked, rows_apart
 from longarc.attribution.query import Query
 from longarc.errors import ModelError
 from longarc.training.recording.replay import logits_of
@@ -28,7 +28,7 @@ TOGETHER = 128
 class QueryGradients:
     """Queries, in groups that share a pass.
 
-    Where the model's layers are linear, embeddings and layer norms, the gradient of an embedding is
+    Where the model's layers are linear, embeddings and norms, the gradient of an embedding is
     kept for the rows alone that the queries look up: of a vocabulary these are few, and no step
     changes which.
 
@@ -137,7 +137,8 @@ class QueryGradients:
                 odd = True
                 return
             for own, name in self.modules[module].items():  # type: ignore[index]
-                each = _EACH[type(module)](module, own, x, gradient, self.places.get(name))
+                part = gradient_of(module, own, x, gradient)
+                each = _whole(part, module, self.places.get(name))
                 found[name] = found[name] + each if name in found else each
 
         with hooked(self.model, self.modules, take, freeze=True), rows_apart(self.model):
@@ -239,36 +240,18 @@ def _modules(
     return found
 
 
-# A layer's gradient for each query: (k, …) from what entered and the gradient of what left
-
-
-def _linear(module: Any, own: str, x: Tensor, gradient: Tensor, place: Tensor | None) -> Tensor:
-    d = gradient.reshape(len(x), -1, gradient.shape[-1])
-    if own == "bias":
-        return d.sum(dim=1)
-    return torch.bmm(d.transpose(1, 2), x.reshape(len(x), -1, x.shape[-1]).to(d))
-
-
-def _embedding(module: Any, own: str, x: Tensor, gradient: Tensor, place: Tensor | None) -> Tensor:
-    if module.padding_idx is not None:
-        gradient = gradient * (x != module.padding_idx)[..., None]
-    index, rows = x, len(module.weight)
+def _whole(part: Part, module: Any, place: Tensor | None) -> Tensor:
+    """(k, …) of the parameter's shape, or of an embedding's rows that have a place."""
+    if isinstance(part, Tensor):
+        return part
+    if isinstance(part, Outer):
+        return torch.bmm(part.left.transpose(1, 2), part.right)
+    (index, gradient), rows = part, len(module.weight)
     if place is not None:
-        index, rows = place[x], int(place.max()) + 1
+        index, rows = place[index], int(place.max()) + 1
         if bool((index < 0).any()):
             raise ModelError("a query looks up other rows of an embedding than it did at first.")
-    offset = rows * torch.arange(len(x), device=x.device).view(-1, *[1] * (x.ndim - 1))
-    found = gradient.new_zeros(len(x) * rows, gradient.shape[-1])
-    found.index_add_(0, (index + offset).flatten(), gradient.flatten(0, -2))
-    return found.view(len(x), rows, -1)
-
-
-def _layer_norm(module: Any, own: str, x: Tensor, gradient: Tensor, place: Tensor | None) -> Tensor:
-    size = module.normalized_shape
-    if own == "weight":
-        gradient = gradient * F.layer_norm(x.to(gradient), size, None, None, module.eps)
-    dims = list(range(1, x.ndim - len(size)))
-    return gradient.sum(dim=dims) if dims else gradient
-
-
-_EACH = {nn.Linear: _linear, nn.Embedding: _embedding, nn.LayerNorm: _layer_norm}
+    offset = rows * torch.arange(len(index), device=index.device)[:, None]
+    found = gradient.new_zeros(len(index) * rows, gradient.shape[-1])
+    found.index_add_(0, (index + offset).flatten(), gradient.flatten(0, 1))
+    return found.view(len(index), rows, -1)

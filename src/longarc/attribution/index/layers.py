@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longarc.attribution.index.projection import Projection
+from longarc.attribution.layer_gradients import LAYERS, Lookup, Outer, gradient_of
 from longarc.attribution.products import hooked, rows_apart
 from longarc.errors import ModelError
 
@@ -42,7 +41,14 @@ def project(
                 "gradients of single examples cannot be told apart. Expected the examples on "
                 "the first axis. Leave the layer out of the index with parameters=."
             )
-        _LAYERS[type(module)](module, modules[module], x, gradient, projection, rows[0])
+        for own, name in modules[module].items():
+            part = gradient_of(module, own, x, gradient)
+            if isinstance(part, Outer):
+                projection.add_outer(rows[0], name, *part)
+            elif isinstance(part, Lookup):
+                projection.add_lookup(rows[0], name, *part)
+            else:
+                projection.add_vector(rows[0], name, part.flatten(1))
 
     with hooked(model, modules, take, freeze=True), rows_apart(model), torch.enable_grad():
         logits = backward()
@@ -61,8 +67,8 @@ def layers_of(model: nn.Module, names: Collection[str]) -> dict[nn.Module, dict[
             if parameter is None or parameter not in by_parameter:
                 continue
             # A norm over several axes has a matrix of entries that belongs to no pair of sides.
-            if type(module) not in _LAYERS or len(getattr(module, "normalized_shape", ())) > 1:
-                known = ", ".join(kind.__name__ for kind in _LAYERS)
+            if type(module) not in LAYERS or len(getattr(module, "normalized_shape", ())) > 1:
+                known = ", ".join(kind.__name__ for kind in LAYERS)
                 raise ModelError(
                     f"{by_parameter[parameter]} is held by a {type(module).__name__}, whose "
                     f"gradients cannot be indexed. Known are {known}. Leave it out with "
@@ -70,62 +76,3 @@ def layers_of(model: nn.Module, names: Collection[str]) -> dict[nn.Module, dict[
                 )
             modules.setdefault(module, {})[own] = by_parameter[parameter]
     return modules
-
-
-def _linear(
-    module: nn.Module,
-    own: Mapping[str, str],
-    x: Tensor,
-    gradient: Tensor,
-    projection: Projection,
-    rows: Tensor,
-) -> None:
-    d = gradient.reshape(len(x), -1, gradient.shape[-1])
-    if name := own.get("weight"):
-        projection.add_outer(rows, name, d, x.reshape(len(x), -1, x.shape[-1]))
-    if name := own.get("bias"):
-        projection.add_vector(rows, name, d.sum(dim=1))
-
-
-def _embedding(
-    module: nn.Module,
-    own: Mapping[str, str],
-    x: Tensor,
-    gradient: Tensor,
-    projection: Projection,
-    rows: Tensor,
-) -> None:
-    padding = getattr(module, "padding_idx", None)
-    if padding is not None:
-        gradient = gradient * (x != padding)[..., None]
-    projection.add_lookup(rows, own["weight"], x.flatten(1), gradient.flatten(1, -2))
-
-
-def _norm(
-    module: Any,
-    own: Mapping[str, str],
-    x: Tensor,
-    gradient: Tensor,
-    projection: Projection,
-    rows: Tensor,
-) -> None:
-    size = module.normalized_shape
-    dims = list(range(1, x.ndim - len(size)))
-    if name := own.get("weight"):
-        if isinstance(module, nn.LayerNorm):
-            plain = F.layer_norm(x.to(gradient), size, None, None, module.eps)
-        else:
-            plain = F.rms_norm(x.to(gradient), size, None, module.eps)
-        each = gradient * plain
-        projection.add_vector(rows, name, (each.sum(dim=dims) if dims else each).flatten(1))
-    if name := own.get("bias"):
-        each = gradient.sum(dim=dims) if dims else gradient
-        projection.add_vector(rows, name, each.flatten(1))
-
-
-_LAYERS: dict[type, Callable[..., None]] = {
-    nn.Linear: _linear,
-    nn.Embedding: _embedding,
-    nn.LayerNorm: _norm,
-    nn.RMSNorm: _norm,
-}
