@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -198,6 +199,18 @@ def test_missing_values_of_pandas_are_none():
     assert rows(open_table(frame)) == {
         "a": ["x", None], "b": [1.0, None], "c": [1, None], "d": ["u", None]
     }  # fmt: skip
+
+
+def test_cells_of_pandas_are_values_of_python(tmp_path):
+    """Parquet's lists come as arrays, which have no single truth and no JSON."""
+    lists = {"flat": [["a"], []], "deep": [[["a"], ["b", "c"]], [[]]], "n": [[1, 2], [0.5]]}
+    pd.DataFrame(lists).to_parquet(tmp_path / "a.parquet")
+    frame = pd.read_parquet(tmp_path / "a.parquet")
+    assert isinstance(frame["flat"][0], np.ndarray)
+    assert rows(open_table(frame)) == lists
+    assert rows(open_table({name: list(frame[name]) for name in frame})) == lists
+    missing = {"a": ["x", pd.NA], "b": pd.array([1, None], dtype="Int64")}
+    assert rows(open_table(missing)) == {"a": ["x", None], "b": [1, None]}
 
 
 # What is wrong, the bytes of the file, and what the message must say.

@@ -115,7 +115,7 @@ def read_frame(frame: Any, name: str) -> tuple[list[str], Batches, list[str]]:
             for column, place in places:
                 values = frame.iloc[start : start + size, place]
                 pairs = zip(values.tolist(), values.isna().tolist(), strict=True)
-                batch[column] = [None if missing else value for value, missing in pairs]
+                batch[column] = [None if missing else _plain(value) for value, missing in pairs]
             yield batch
 
     return columns, batches, []
@@ -129,7 +129,7 @@ def read_columns(columns: Mapping[Any, Any], name: str) -> tuple[list[str], Batc
             raise DataError(
                 f"{name}: column {key!r} is a {type(values).__name__}, where a list was expected."
             )
-        lists[str(key)] = values.tolist() if hasattr(values, "tolist") else list(values)
+        lists[str(key)] = [_plain(value) for value in values]
     sizes = {key: len(values) for key, values in lists.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{key}: {size}" for key, size in sizes.items())
@@ -145,6 +145,14 @@ def read_columns(columns: Mapping[Any, Any], name: str) -> tuple[list[str], Batc
             yield {column: lists[column][start : start + size] for column in wanted}
 
     return list(lists), batches, []
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python: pandas has lists as arrays of numpy, and its own marks for missing."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+        return [_plain(inner) for inner in value] if isinstance(value, list) else value
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _check(name: str, columns: list[str], rows: int) -> None:
