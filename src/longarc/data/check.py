@@ -266,54 +266,86 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
 def _lengths(
     named: Sequence[tuple[str, Examples]], tokenizer: Any, max_length: int | None
 ) -> tuple[dict[str, Any], list[Finding]]:
-    sized = [(text, row) for _, e in named for text, row in zip(e.texts, e.rows, strict=True)]
-    order = np.random.default_rng(0).permutation(len(sized)).tolist()
-    sizes = np.cumsum([min(len(sized[i][0]), MEASURED_CHARACTERS) for i in order])
+    all_texts = [text for _, e in named for text in e.texts]
+    order = np.random.default_rng(0).permutation(len(all_texts)).tolist()
+    sizes = np.cumsum([min(len(all_texts[i]), MEASURED_CHARACTERS) for i in order])
     chosen = sorted(order[: int(np.searchsorted(sizes, _LENGTH_SAMPLE)) + 1])
-    measured = measure([sized[i][0] for i in chosen], tokenizer)
-    summary = summarise([length for length, _ in measured], max_length)
+    places = [(e.source, row) for _, e in named for row in e.rows]
+    places, texts = [places[i] for i in chosen], [all_texts[i] for i in chosen]
+    measured = measure(texts, tokenizer)
+    lengths = [length for length, _ in measured]
     findings = []
     if max_length is not None:
-        cut = [sized[i][1] for i, (n, _) in zip(chosen, measured, strict=True) if n > max_length]
+        sample = "" if len(texts) == len(all_texts) else f" (of a sample of {len(texts):,} texts)"
+        findings += _truncation(lengths, places, max_length, sample)
+    findings += _scripts(texts, [share for _, share in measured], places, tokenizer)
+    return summarise(lengths, max_length), findings
+
+
+def _truncation(
+    lengths: list[int], places: list[tuple[str, int]], max_length: int, sample: str
+) -> Iterator[Finding]:
+    cut = [i for i, length in enumerate(lengths) if length > max_length]
+    if not cut:
+        message = f"at {max_length:,} tokens no text is cut{sample}"
+        yield Finding("note", "truncation", message, 0, [])
+    for source, where, found in _by_file(cut, places):
+        of_file = [n for n, (s, _) in zip(lengths, places, strict=True) if s == source]
+        summary = summarise(of_file, max_length)
         lost = summary["truncated_tokens"]
-        sample = "" if len(chosen) == len(sized) else f" (of a sample of {len(chosen):,} texts)"
         message = (
-            f"at {max_length:,} tokens {summary['truncated_documents']:.1%} of the texts are cut, "
-            f"and {lost:.1%} of all tokens are lost{sample}"
+            f"at {max_length:,} tokens {summary['truncated_documents']:.1%} of the texts{where} "
+            f"are cut, and {lost:.1%} of all tokens are lost{sample}"
         )
-        if not cut:
-            message = f"at {max_length:,} tokens no text is cut{sample}"
         if lost > _TRUNCATION_WARNING:
             message += "; a larger --max-length keeps more"
         level: Level = "warning" if lost > _TRUNCATION_WARNING else "note"
-        findings.append(Finding(level, "truncation", message, len(cut), sorted(cut)[:_ROWS_SHOWN]))
-    read = [sized[i][0] for i in chosen]
-    shares = [share for _, share in measured]
-    if unknown := unknown_texts(read, shares):
-        lacking = sum(shares[place] for place in unknown) / len(unknown)
-        findings.append(
-            _finding(
-                "warning",
-                "unknown-script",
-                f"{len(unknown):,} texts are in a script that the tokenizer does not know: "
-                f"{lacking:.0%} of their letters are not in its vocabulary; choose a multilingual "
-                f"model, such as --model {MULTILINGUAL}",
-                sorted(sized[chosen[place]][1] for place in unknown),
-            )
+        rows = _rows(found, places)
+        yield Finding(level, "truncation", message, len(rows), rows[:_ROWS_SHOWN])
+
+
+def _scripts(
+    texts: list[str], shares: list[float], places: list[tuple[str, int]], tokenizer: Any
+) -> Iterator[Finding]:
+    for _, where, found in _by_file(unknown_texts(texts, shares), places):
+        lacking = sum(shares[i] for i in found) / len(found)
+        yield _finding(
+            "warning",
+            "unknown-script",
+            f"{len(found):,} texts are in a script that the tokenizer does not know: "
+            f"{lacking:.0%} of their letters are not in its vocabulary; choose a multilingual "
+            f"model, such as --model {MULTILINGUAL}",
+            _rows(found, places),
+            where,
         )
-    if spelled := spelled_texts(read, tokenizer):
-        findings.append(
-            _finding(
+    if spelled := spelled_texts(texts, tokenizer):
+        for _, where, found in _by_file(spelled.texts, places):
+            yield _finding(
                 "warning",
                 "spelled-script",
-                f"{len(spelled.texts):,} texts are read letter by letter: a word in "
+                f"{len(found):,} texts are read letter by letter: a word in "
                 f"{spelled.script} script becomes {spelled.tokens:.1f} tokens of "
                 f"{spelled.letters:.1f} letters, so the tokenizer does not know it; choose a "
                 f"multilingual model, such as --model {MULTILINGUAL}",
-                sorted(sized[chosen[place]][1] for place in spelled.texts),
+                _rows(found, places),
+                where,
             )
-        )
-    return summary, findings
+
+
+def _by_file(
+    found: Iterable[int], places: list[tuple[str, int]]
+) -> Iterator[tuple[str, str, list[int]]]:
+    """A file, a suffix for messages where there are several, and which of the found are in it."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i in found:
+        groups[places[i][0]].append(i)
+    several = len({source for source, _ in places}) > 1
+    for source, members in groups.items():
+        yield source, f" in {source}" if several else "", members
+
+
+def _rows(found: Iterable[int], places: list[tuple[str, int]]) -> list[int]:
+    return sorted(places[i][1] for i in found)
 
 
 def _finding(
