@@ -170,21 +170,37 @@ def test_class_label_columns_give_names(tmp_path):
 
 
 def test_splits_of_a_dataset_dict(tmp_path):
+    """To train on there is one that is called so; whatever else is read has to be named."""
     part = datasets.Dataset.from_dict(ROWS)
     both = datasets.DatasetDict(train=part.select([0]), test=part.select([1, 2]))
     both.save_to_disk(str(tmp_path / "a"))
-    for source in (both, tmp_path / "a"):
-        table = open_table(source)
+    there = str(tmp_path / "a")
+    for source, test in ((both, 'data["test"]'), (there, f"{there}/test")):
+        table = open_table(source, to_train=True)
         assert rows(table)["topic"] == ["x"]
-        assert "split: train" in table.notes[0]
-        assert "test" in table.notes[0]
-        assert rows(open_table(source, split="test"))["topic"] == ["y", "x"]
-        with pytest.raises(OptionError, match=r"no split 'tset'.*Did you mean test"):
-            open_table(source, split="tset")
-    with pytest.raises(OptionError, match=r"splits a, b, and none is called train"):
-        open_table(datasets.DatasetDict(a=part, b=part))
-    with pytest.raises(OptionError, match="no splits"):
-        open_table(ROWS, split="test")
+        assert table.notes == [f"split: train (not read: {test})"]
+        with pytest.raises(OptionError, match="the splits train, test") as raised:
+            open_table(source)
+        assert test in str(raised.value)
+    for source in (both["test"], f"{there}/test"):
+        assert rows(open_table(source))["topic"] == ["y", "x"]
+    with pytest.raises(DataError, match=r"does not exist\. Did you mean test"):
+        open_table(f"{there}/tset")
+    with pytest.raises(OptionError, match=r"splits a, b, .*: data\[.a.\] or data\[.b.\]"):
+        open_table(datasets.DatasetDict(a=part, b=part), to_train=True)
+    assert rows(open_table(datasets.DatasetDict(test=part)))["topic"] == ROWS["topic"]
+
+
+def test_a_split_of_a_data_set_on_the_hub(monkeypatch):
+    """A stand-in for the network alone."""
+    part = datasets.Dataset.from_dict(ROWS)
+    there = {"an-owner/a-name": datasets.DatasetDict(train=part.select([0]), test=part)}
+    monkeypatch.setattr(datasets, "load_dataset", there.__getitem__)
+    assert rows(open_table("an-owner/a-name/test"))["topic"] == ROWS["topic"]
+    with pytest.raises(OptionError, match="an-owner/a-name/train or an-owner/a-name/test"):
+        open_table("an-owner/a-name")
+    with pytest.raises(OptionError, match=r"no split 'tset'\. Did you mean test"):
+        open_table("an-owner/a-name/tset")
 
 
 def test_missing_values_of_pandas_are_none():

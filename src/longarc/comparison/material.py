@@ -111,7 +111,7 @@ def _licences() -> dict[str, Any]:
 
 def _split(config: CompareConfig, data: Any) -> Material:
     source = config.data if data is None else data
-    table = open_table(source)
+    table = open_table(source, to_train=True)
     notes = list(table.notes)
     splits: dict[int, Splits] = {}
     columns = Columns("", None)

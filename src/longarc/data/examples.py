@@ -56,7 +56,6 @@ def read_examples(
     need_label: bool = True,
     limit: int | None = None,
     seed: int = 0,
-    split: str | None = None,
 ) -> tuple[Examples, Columns]:
     """Read the texts and labels of a table.
 
@@ -73,7 +72,6 @@ def read_examples(
         limit: keep a random sample of so many rows (not the first: files are often sorted), in the
             order of the file.
         seed: of that sample.
-        split: as for ``open_table``.
 
     Raises:
         DataError: a label is missing or is no class name, single and several labels are mixed, or
@@ -89,7 +87,7 @@ def read_examples(
         raise OptionError(f"limit is {limit}. Expected a number of rows of at least 1.")
     if label_separator is not None and not label_separator.strip(" "):
         raise OptionError("label_separator is empty or a space. Expected a character such as ';'.")
-    table = open_table(source, split=split)
+    table = open_table(source)
     columns = choose_columns(table, text, label, need_label=need_label)
     reading = _Reading(table.name, columns, label_separator)
     kept: list[tuple[int, str, Any]] = []

@@ -102,7 +102,7 @@ def prepare(
 
 
 def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Examples, Columns]:
-    table = open_table(source)
+    table = open_table(source, to_train=True)
     for note in table.notes:
         reporter.say(note)
     examples, columns = read_examples(
