@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longarc.data.cells import as_label, as_labels, as_text, holds_several
 from longarc.data.columns import Columns, choose_columns
+from longarc.data.labels import spelled_like
 from longarc.data.table import Table, open_table
 from longarc.errors import DataError, OptionError
 
@@ -45,6 +47,12 @@ class Examples:
         labels: Any = None if self.labels is None else [self.labels[i] for i in indices]
         texts, rows = [self.texts[i] for i in indices], [self.rows[i] for i in indices]
         return Examples(self.source, texts, labels, rows)
+
+    def spelled_like(self, known: Iterable[str]) -> Examples:
+        """With labels in the spelling of known ones, where the kind of file alone differs."""
+        if self.labels is None:
+            return self
+        return dataclasses.replace(self, labels=spelled_like(self.labels, known))
 
 
 def read_examples(

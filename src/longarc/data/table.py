@@ -176,7 +176,8 @@ def _open_hub(source: str, to_train: bool) -> Table:
             "the connection, or give a file."
         ) from error
     if split and split not in dataset:
-        raise OptionError(f"{name} has no split {split!r}. {close_matches(split, list(dataset))}")
+        known = close_matches(split, map(str, dataset))
+        raise OptionError(f"{name} has no split {split!r}. {known}")
     dataset = dataset[split] if split else dataset
     return _table(source, read_dataset(dataset, source, to_train=to_train))
 
