@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from longarc.data.examples import Examples
-from longarc.data.labels import LabelSpace
-from longarc.data.lengths import MEASURED_CHARACTERS, measure, summarise
+from longarc.data.labels import LabelSpace, flat
+from longarc.data.lengths import LONGEST_TEXT, measure, summarise
 from longarc.data.scripts import MULTILINGUAL, spelled_texts, unknown_texts
 from longarc.data.splits import Splits
 from longarc.errors import DataError
@@ -142,8 +142,8 @@ def _texts(named: Sequence[tuple[str, Examples]]) -> Iterator[Finding]:
              "texts with control characters, which tokenizers drop",
              (_CONTROL.search(text) is not None for text in texts)),
             ("note", "long-text",
-             f"texts of over {MEASURED_CHARACTERS:,} characters: are they single documents?",
-             (len(text) > MEASURED_CHARACTERS for text in texts)),
+             f"texts of over {LONGEST_TEXT:,} characters: are they single documents?",
+             (len(text) > LONGEST_TEXT for text in texts)),
         ]  # fmt: skip
         for level, code, message, flags in kinds:
             if found := [row for row, flag in zip(rows, flags, strict=True) if flag]:
@@ -157,7 +157,7 @@ def _repeats(splits: Splits) -> Iterator[Finding]:
     for row, text, label in zip(train.rows, train.texts, train.labels or [], strict=True):
         if key := text.strip():
             rows_of[key].append(row)
-            labels_of[key].add((label,) if isinstance(label, str) else tuple(sorted(label)))
+            labels_of[key].add(tuple(sorted(flat([label]))))
     repeated = sorted(row for rows in rows_of.values() for row in rows[1:])
     if repeated:
         yield _finding(
@@ -204,17 +204,14 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
     for name, examples in splits.items()[1:]:
         labels = examples.labels or []
         if unseen := space.unseen(labels):
-            known = [
-                any(n in space.index for n in ([label] if isinstance(label, str) else label))
-                for label in labels
-            ]
+            known = any(name in space.index for name in flat(labels))
             rows = [
                 row
                 for row, label in zip(examples.rows, labels, strict=True)
-                if any(n in unseen for n in ([label] if isinstance(label, str) else label))
+                if any(name in unseen for name in flat([label]))
             ]
             yield _finding(
-                "warning" if any(known) else "error",
+                "warning" if known else "error",
                 "unseen-label",
                 f"{sum(unseen.values()):,} {name} labels never occur in training "
                 f"({_some(list(unseen))}): they cannot be predicted and count as errors",
@@ -222,7 +219,7 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
                 f" in {examples.source}",
                 count=sum(unseen.values()),
             )
-        absent = len(space) - len(set(_flat(labels)) & set(space.names))
+        absent = len(space) - len(set(flat(labels)) & set(space.names))
         if absent:
             yield Finding(
                 "note",
@@ -235,7 +232,7 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
     rare = {name for name, count in zip(space.names, space.counts, strict=True) if count <= 2}
     if rare:
         pairs = zip(splits.train.rows, splits.train.labels or [], strict=True)
-        rows = [row for row, label in pairs if not rare.isdisjoint(_flat([label]))]
+        rows = [row for row, label in pairs if not rare.isdisjoint(flat([label]))]
         yield _finding(
             "warning",
             "rare-class",
@@ -268,7 +265,7 @@ def _lengths(
 ) -> tuple[dict[str, Any], list[Finding]]:
     all_texts = [text for _, e in named for text in e.texts]
     order = np.random.default_rng(0).permutation(len(all_texts)).tolist()
-    sizes = np.cumsum([min(len(all_texts[i]), MEASURED_CHARACTERS) for i in order])
+    sizes = np.cumsum([min(len(all_texts[i]), LONGEST_TEXT) for i in order])
     chosen = sorted(order[: int(np.searchsorted(sizes, _LENGTH_SAMPLE)) + 1])
     places = [(e.source, row) for _, e in named for row in e.rows]
     places, texts = [places[i] for i in chosen], [all_texts[i] for i in chosen]
@@ -359,11 +356,6 @@ def _finding(
     rows_shown = ", ".join(map(str, rows[:3])) + (", …" if len(rows) > 3 else "")
     message = f"{message} (rows {rows_shown}{where})"
     return Finding(level, code, message, len(rows) if count is None else count, rows[:_ROWS_SHOWN])
-
-
-def _flat(labels: Iterable[str | list[str]]) -> Iterator[str]:
-    for label in labels:
-        yield from [label] if isinstance(label, str) else label
 
 
 def _some(names: list[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longarc.data.examples import Examples
+from longarc.data.labels import flat
 from longarc.errors import DataError, OptionError
 
 TRAIN = 0
@@ -111,7 +112,7 @@ def _refuse_uniform(examples: Examples) -> None:
     texts = {text.strip() for text in examples.texts}
     texts_of: dict[str, set[str]] = defaultdict(set)
     for text, label in zip(examples.texts, examples.labels or (), strict=True):
-        for name in _names(label):
+        for name in flat([label]):
             texts_of[name].add(text.strip())
     if texts == {""}:
         raise DataError(
@@ -129,10 +130,6 @@ def _refuse_uniform(examples: Examples) -> None:
             "in one text only, so none can be held out. Is it the right label column? If so, merge "
             "classes or add examples."
         )
-
-
-def _names(label: str | list[str]) -> list[str]:
-    return [label] if isinstance(label, str) else label
 
 
 def _assign(examples: Examples, fractions: list[float], seed: int) -> np.ndarray:
@@ -201,9 +198,6 @@ def _groups(examples: Examples) -> tuple[list[list[int]], list[list[str]]]:
     groups = list(positions.values())
     labels = []
     for group in groups:
-        names: set[str] = set()
-        for position in group:
-            found = examples.labels[position]  # pyright: ignore[reportOptionalSubscript]
-            names.update([found] if isinstance(found, str) else found)
-        labels.append(sorted(names))
+        found = [examples.labels[position] for position in group]  # pyright: ignore[reportOptionalSubscript]
+        labels.append(sorted(set(flat(found))))
     return groups, labels
