@@ -41,15 +41,15 @@ def performer(model):
 def make(tiny):
     """A tiny BERT in double precision, changed in some way, and a batch of its texts."""
 
-    def made(change, texts=3):
+    def made(change, dropout=0.0):
         torch.manual_seed(0)
-        encoder = BertModel(tiny.make_config(0.0))
+        encoder = BertModel(tiny.make_config(dropout))
         model = change(from_encoder(encoder, num_labels=3, classifier_dropout=0.0)).double()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         tokenizer = tiny.make_tokenizer()
-        data = Documents(tiny.make_table(texts)[0], tokenizer, 48)
+        data = Documents(tiny.make_table(3)[0], tokenizer, 48)
         return model, PaddedBatches(tokenizer)([*data])
 
     return made
@@ -142,8 +142,8 @@ def test_layers_that_are_known_take_one_pass():
 def trained(tiny, make, tmp_path):
     """A recorded training of a changed BERT, and a question to ask of it."""
 
-    def run(change):
-        model, _ = make(change)
+    def run(change, dropout=0.0):
+        model, _ = make(change, dropout)
         tokenizer = tiny.make_tokenizer()
         texts, target = tiny.make_table(12)
         data, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
@@ -162,7 +162,7 @@ def trained(tiny, make, tmp_path):
 
 @pytest.mark.parametrize("change", [gated, learned])
 def test_contributions_add_up_there(trained, change):
-    (e,) = explain(*trained(change), tolerance=1e-9)
+    (e,) = explain(*trained(change, dropout=0.2), tolerance=1e-9)
     assert e.relative_residual < 1e-7
     assert np.abs(e.contributions).sum() > 1e-3
 
@@ -187,14 +187,19 @@ def trained_again(path, model, data, collate, query, weights, rate):
         return float(query.value(model(**query.inputs).logits[0]))
 
 
-@pytest.mark.parametrize("change", [gated, learned])
-def test_effects_need_second_derivatives(trained, change):
+def test_effects_need_second_derivatives(trained):
     with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
-        effects(*trained(change))
+        effects(*trained(learned))
 
 
-def test_a_kernel_with_second_derivatives_has_effects(trained):
-    given = path, model, data, collate, queries = trained(linear)
+def test_effects_need_the_dropout_of_the_training(trained):
+    with pytest.raises(ModelError, match=r"drops other weights.*contributions instead"):
+        effects(*trained(gated, dropout=0.2))
+
+
+@pytest.mark.parametrize("change", [gated, linear])
+def test_a_kernel_with_second_derivatives_has_effects(trained, change):
+    given = path, model, data, collate, queries = trained(change)
     (found,) = effects(*given)
     for i in (0, 9):
         values = []

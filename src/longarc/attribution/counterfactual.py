@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longarc.attribution.products import adds_up, by_layers, by_passes
+from longarc.attribution.products import adds_up, alike, by_layers, by_passes
 from longarc.attribution.quadrature import dots
 from longarc.attribution.query import Query
 from longarc.attribution.query_gradients import QueryGradients
 from longarc.attribution.tape import taped
 from longarc.attribution.update import Update
+from longarc.dynamics.hessian import refuse_cut
 from longarc.errors import ModelError, OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
@@ -68,7 +69,8 @@ def effects(
     Raises:
         OptionError: no query; a loss that is not the training's; no labels; AMSGrad.
         DataError, ModelError: a training set or a model that does not fit the path.
-        ModelError: a layer whose gradient cannot be differentiated.
+        ModelError: a layer whose gradient cannot be differentiated; dropout in attention that runs
+            on another kernel than torch's plain one.
 
     Example: ``docs/explanations.md``.
     """
@@ -138,29 +140,32 @@ class _Back:
                     self.advance(1)
 
     def _check_curvature(self, batch: RecordedBatch) -> None:
-        """Raise ModelError where a layer's gradient cannot be differentiated."""
+        """Raise ModelError where the training cannot be differentiated twice."""
+        with torch.no_grad():
+            logits = self.replay.logits(batch)
+            if not alike(self._plain_logits(batch), logits):
+                raise ModelError(
+                    "effects need torch's plain attention, and with dropout it drops other weights "
+                    "here than the kernel of the training. Ask for contributions instead (method "
+                    "exact or indexed), or train without dropout in attention."
+                )
         parameters = list(self.all.values())
         self.loss.set_progress(self.path.progress(batch.step))
+        total = self._loss_of(batch)
         each = torch.autograd.grad(
-            self._loss_of(batch), parameters, create_graph=True, materialize_grads=True
-        )
-        gradients = [g for g in each if g.requires_grad]
-        reason = "it is marked so"
+            total, parameters, torch.ones_like(total, requires_grad=True),
+            create_graph=True, allow_unused=True,
+        )  # fmt: skip
+        scalar = torch.stack([g.sum() for g in each if g is not None]).sum()
         try:
-            torch.autograd.grad(
-                gradients, parameters, [g.detach() for g in gradients],
-                allow_unused=True, retain_graph=True,
-            )  # fmt: skip
-            known = not _taken_once(gradients)
+            refuse_cut(scalar)
+            torch.autograd.grad(scalar, parameters, allow_unused=True)
         except NotImplementedError as error:
-            known, reason = False, str(error).partition("\n")[0]
-        if not known:
             raise ModelError(
                 "effects differentiate the training twice, and a layer of this model has a "
-                f"gradient that cannot be differentiated ({reason}), as residual attention on a "
-                "CPU and learned attention have. Ask for contributions instead (method exact or "
-                "indexed), or train without that layer."
-            )
+                "gradient that cannot be differentiated, as learned attention has. Ask for "
+                "contributions instead (method exact or indexed), or train without that layer."
+            ) from error
 
     def _step_back(
         self,
@@ -265,8 +270,7 @@ class _Back:
                 "the training set gives no labels. Effects need them beside the texts: expected "
                 f"one of {', '.join(LABELS)} in a batch."
             )
-        with sdpa_kernel(SDPBackend.MATH):  # the one that can be differentiated twice
-            logits = self.replay.logits(batch)
+        logits = self._plain_logits(batch)
         total = self.loss(logits, collated[named].to(logits.device), reduction="sum")
         (mine,) = torch.autograd.grad(total, logits, retain_graph=True)
         recorded = batch.gradient.to(mine)
@@ -277,6 +281,11 @@ class _Back:
                 f"step {batch.step}. Give the loss of the training with loss=."
             )
         return share * total
+
+    def _plain_logits(self, batch: RecordedBatch) -> Tensor:
+        """By the kernel of attention that can be differentiated twice."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.replay.logits(batch)
 
     def _products(self, batch: RecordedBatch, directions: Mapping[str, Tensor]) -> Tensor:
         """⟨Ḡ_q, ∇ℓ_i⟩, (Q, b)."""
@@ -335,22 +344,3 @@ class _Back:
         for name, part in zip(names, found, strict=True):
             if part is not None:
                 self.weights[name].add_(part)
-
-
-def _taken_once(gradients: Iterable[Tensor]) -> bool:
-    """Whether part of a graph of gradients is of functions that are once differentiable.
-
-    Such a part ends in an error node, which says nothing where nobody asks for what lies beyond.
-    """
-    waiting = [g.grad_fn for g in gradients]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        if type(node).__name__ == "Error":
-            return True
-        following = {each for each, _ in node.next_functions} - seen
-        seen |= following
-        waiting += following
-    return False
