@@ -115,7 +115,7 @@ def test_the_residual_part_is_what_is_left_when_the_branch_is_cut(name, part):
     flow = gradient_flow(model, BATCH)
     with Watch(model) as watch:
         model(**BATCH)
-    index = next(i for i, e in enumerate(watch.entries) if e.layer == 1 and e.branch.part == part)
+    index = next(i for i, s in enumerate(flow.sublayers) if (s.layer, s.part) == (1, part))
     entry = watch.entries[index].branch.entry
     kept = []
 

@@ -23,7 +23,7 @@ from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.options import check_number, check_whole
 from longarc.training.recording.recorded_path import RecordedPath
-from longarc.training.recording.replay import LABELS, Replay
+from longarc.training.recording.replay import Replay, without_labels
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
@@ -358,13 +358,7 @@ class KernelMachine:
         found = []
         for first in range(0, len(items), PASSENGERS):
             some = [items[i] for i in range(first, min(first + PASSENGERS, len(items)))]
-            found.append(
-                {
-                    name: value.to(device) if isinstance(value, Tensor) else value
-                    for name, value in self.collate(some).items()
-                    if name not in LABELS
-                }
-            )
+            found.append(without_labels(self.collate(some), device))
         return found
 
     def _sweep(

@@ -23,17 +23,10 @@ def gauss(nodes: int) -> list[tuple[float, float]]:
     return [((1 + a) / 2, b / 2) for a, b in zip(x.tolist(), w.tolist(), strict=True)]
 
 
-def dot(a: Tensor, b: Tensor) -> float:
-    """⟨a, b⟩, in blocks whose sums are added in float64: one long sum would lose digits."""
-    a, b = a.reshape(-1), b.reshape(-1)
-    whole = len(a) // BLOCK * BLOCK
-    blocks = torch.linalg.vecdot(a[:whole].view(-1, BLOCK), b[:whole].view(-1, BLOCK))
-    rest = torch.dot(a[whole:], b[whole:])
-    return float(blocks.sum(dtype=torch.float64)) + float(rest)
-
-
 def dots(rows: Tensor, b: Tensor) -> Tensor:
-    """⟨rows_q, b⟩ for each row (Q, …), as :func:`dot`; float64 (Q,).
+    """⟨rows_q, b⟩ for each row (Q, …), float64 (Q,).
+
+    In blocks whose sums are added in float64: one long sum would lose digits.
 
     >>> dots(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1.0, 1.0]))
     tensor([3., 7.], dtype=torch.float64)
@@ -46,3 +39,8 @@ def dots(rows: Tensor, b: Tensor) -> Tensor:
     blocks = rows[:, :whole].view(len(rows), -1, BLOCK).transpose(0, 1)
     sums = torch.bmm(blocks, b[:whole].view(-1, BLOCK, 1))  # (blocks, Q, 1)
     return sums.sum(dim=(0, 2), dtype=torch.float64) + rest
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """⟨a, b⟩, as :func:`dots`."""
+    return float(dots(a[None], b))

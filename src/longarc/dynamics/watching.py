@@ -17,7 +17,6 @@ from longarc.dynamics.sublayers import Branch, branches
 class Entry:
     """The stream (b, n, d) as it came to a branch, and the copy that went into it alone."""
 
-    layer: int
     branch: Branch
     stream: Tensor
     copy: Tensor | None
@@ -84,12 +83,12 @@ class Watch:
         table = _table(self.model)
         if table is not None:
             self._hooks.append(table.register_forward_hook(self._embedded))
-        for number, (layer, parts) in enumerate(branches(self.model)):
+        for layer, parts in branches(self.model):
             for branch in parts:
                 self._hooks.append(
                     branch.entry.register_forward_pre_hook(
-                        lambda module, args, kwargs, number=number, branch=branch: self._entered(
-                            number, branch, args, kwargs
+                        lambda module, args, kwargs, branch=branch: self._entered(
+                            branch, args, kwargs
                         ),
                         with_kwargs=True,
                     )
@@ -119,7 +118,7 @@ class Watch:
         self.vectors = output if output.requires_grad else output.detach().requires_grad_()
         return self.vectors
 
-    def _entered(self, layer: int, branch: Branch, args: Any, kwargs: Any) -> Any:
+    def _entered(self, branch: Branch, args: Any, kwargs: Any) -> Any:
         place = next((i for i, value in enumerate(args) if _is_stream(value)), None)
         name = next((k for k, value in kwargs.items() if _is_stream(value)), None)
         if place is None and name is None:
@@ -128,7 +127,7 @@ class Watch:
         if not stream.requires_grad:
             stream = stream.detach().requires_grad_()
         copy = stream.view_as(stream) if branch.splits else None
-        self.entries.append(Entry(layer, branch, stream, copy))
+        self.entries.append(Entry(branch, stream, copy))
         given = stream if copy is None else copy
         if place is not None:
             return (*args[:place], given, *args[place + 1 :]), kwargs

@@ -12,6 +12,7 @@ from longarc.attribution.explanation import Explanation
 from longarc.attribution.index.plan import Checkpoint, step_sizes
 from longarc.attribution.index.search import scores
 from longarc.attribution.index.store import Index, path_identity
+from longarc.attribution.quadrature import dot
 from longarc.attribution.query import Query
 from longarc.errors import OptionError, RunError
 from longarc.training.recording.recorded_path import RecordedPath
@@ -124,8 +125,8 @@ class _Answer:
                 g, at = self.group[name], self.trained[name].detach()
                 moved = gradient[name] if sizes is None else gradient[name] * sizes[name].to(at)
                 direction[name] = -checkpoint.ratios[g] * moved
-                self.decay[q] -= checkpoint.decay[g] * _dot(gradient[name], at)
-                self.decay[q] -= checkpoint.coupled[g] * _dot(moved, at)
+                self.decay[q] -= checkpoint.decay[g] * dot(gradient[name], at)
+                self.decay[q] -= checkpoint.coupled[g] * dot(moved, at)
             rows.append(projection.direction(direction))
         self.directions.append(torch.stack(rows))
 
@@ -139,7 +140,7 @@ class _Answer:
             for q, (old, new) in enumerate(zip(last, mine, strict=True)):
                 for name in old.keys() & new.keys():
                     step = here[name] - there[name]
-                    self.elsewhere[q] += _dot(old[name] + new[name], step) / 2
+                    self.elsewhere[q] += dot(old[name] + new[name], step) / 2
         self._before = here, mine
 
     def _gradients(self) -> tuple[list[float], list[dict[str, Tensor]]]:
@@ -155,7 +156,3 @@ class _Answer:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(weights[name])
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum(dtype=torch.float64))

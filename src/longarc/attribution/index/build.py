@@ -174,7 +174,7 @@ class _Builder:
     def _rows(self, projection: Projection, documents: np.ndarray, gradients: Tensor) -> Tensor:
         found: Tensor | None = None
         for batch in self._batches(documents):
-            inputs = self._inputs(documents[batch])
+            inputs = self.replay.inputs_of(documents[batch])
             alpha = gradients[torch.from_numpy(batch)]
 
             def backward(inputs: Any = inputs, alpha: Tensor = alpha) -> Tensor:
@@ -198,15 +198,6 @@ class _Builder:
         for first in range(0, len(order), self.batch_size):
             yield order[first : first + self.batch_size]
 
-    def _inputs(self, documents: np.ndarray) -> dict[str, Any]:
-        collated = self.replay.collate([self.replay.dataset[int(i)] for i in documents])
-        device = self.replay.device
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in collated.items()
-            if name not in ("labels", "label", "label_ids")
-        }
-
     def _backward(self, inputs: Mapping[str, Any], alpha: Tensor) -> Tensor:
         logits = logits_of(self.replay.model(**inputs))
         if logits.requires_grad:
@@ -224,7 +215,7 @@ class _Builder:
         some = documents[: min(4, self.batch_size)]
         rows = self._rows_of(projection, some, gradients[: len(some)])
         model.zero_grad()
-        self._backward(self._inputs(some), gradients[: len(some)])
+        self._backward(self.replay.inputs_of(some), gradients[: len(some)])
         # A direction is divided by the scale, a gradient multiplied.
         whole = {
             name: parameter.grad * projection.scale(name) ** 2

@@ -96,7 +96,7 @@ def fine_tune(
         head = nn.Linear(encoder.config.hidden_size, task.classes)
     weights = [*encoder.base_model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01, fused=True)
-    steps = epochs * -(-len(ids) // batch)
+    steps = steps_of(task, epochs, batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / steps, 1.0)
     )

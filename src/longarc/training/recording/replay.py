@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -169,12 +169,7 @@ class Replay:
 
     def inputs(self, batch: RecordedBatch) -> dict[str, Any]:
         """What the model was given, rebuilt from the training set and compared with the record."""
-        collated = self.collate([self.dataset[i] for i in batch.documents])
-        inputs = {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in collated.items()
-            if name not in LABELS
-        }
+        inputs = self.inputs_of(batch.documents)
         if fingerprint((), inputs) != batch.inputs:
             raise DataError(
                 f"the documents of step {batch.step} are not what the model was trained on. Give "
@@ -182,6 +177,11 @@ class Replay:
                 "a collator that draws at random cannot be replayed."
             )
         return inputs
+
+    def inputs_of(self, documents: Iterable[int]) -> dict[str, Any]:
+        """What the model takes of documents of the training set, on its device."""
+        collated = self.collate([self.dataset[int(i)] for i in documents])
+        return without_labels(collated, self.device)
 
     @contextmanager
     def random(self, batch: RecordedBatch) -> Iterator[None]:
@@ -227,6 +227,19 @@ class Replay:
                     f"the path in {self.path.folder} has {name} of shape {tuple(value.shape)}, "
                     "which does not fit the model. Give a model of the same architecture."
                 )
+
+
+def without_labels(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What the model takes of a collated batch, on its device.
+
+    >>> without_labels({"x": torch.ones(1), "labels": torch.ones(1)}, torch.device("cpu"))
+    {'x': tensor([1.])}
+    """
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+        if name not in LABELS
+    }
 
 
 def logits_of(outputs: Any) -> Tensor:
