@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -136,3 +137,27 @@ def test_wrong_widths_are_told():
         cell(torch.randn(5, 1, 2))
     with pytest.raises(RuntimeError, match=r"\(1, 2, 4\), found \(1, 1, 4\)"):
         cell(torch.randn(5, 2, 3), (torch.zeros(1, 1, 4), torch.zeros(1, 2, 4)))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_the_gradients_that_come_in_stay_as_they_are(both):
+    cell = OutputGatedGRU(2, 3, bidirectional=both)
+    x = torch.randn(4, 2, 2, requires_grad=True)
+    out, (h, c) = cell(x)
+    given = [torch.randn_like(part) for part in (out, h, c)]
+    before = [part.clone() for part in given]
+    torch.autograd.grad((out, h, c), [x, *cell.parameters()], given)
+    for part, same in zip(given, before, strict=True):
+        assert torch.equal(part, same)
+
+
+def test_two_cells_may_share_the_gradient_of_their_c():
+    cells = [OutputGatedGRU(2, 3, dtype=torch.float64) for _ in range(2)]
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    weights = [w for cell in cells for w in cell.parameters()]
+    found = []
+    for plain in (False, True):
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            c_a, c_b = (cell(x)[1][1] for cell in cells)
+        found.append(torch.autograd.grad((c_a + c_b).square().sum(), weights))
+    torch.testing.assert_close(*found)

@@ -296,7 +296,8 @@ class _Scan(torch.autograd.Function):
         for i, part in enumerate(outer.chunk(directions, dim=1)):
             dh[:, i] = steps.turned(part, i)
         dh.index_add_(0, steps.last, last_h.transpose(0, 1))
-        dc = last_c.transpose(0, 1).contiguous()
+        # A copy even where the order is the same: the loop works in it, and it may be another's.
+        dc = last_c.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
         r, z, candidate = gates.chunk(3, dim=-1)
         keep = 1 - z
