@@ -161,3 +161,58 @@ def test_two_cells_may_share_the_gradient_of_their_c():
             c_a, c_b = (cell(x)[1][1] for cell in cells)
         found.append(torch.autograd.grad((c_a + c_b).square().sum(), weights))
     torch.testing.assert_close(*found)
+
+
+def test_under_autocast_it_is_called_and_typed_like_nn_lstm():
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "batch_first": True, "bidirectional": True}
+    mine, theirs = OutputGatedGRU(3, 4, **options), nn.LSTM(3, 4, **options)
+    x = torch.randn(2, 5, 3)
+    state = (torch.randn(4, 2, 4), torch.randn(4, 2, 4))
+    for given in (None, state, tuple(part.bfloat16() for part in state)):
+        found = []
+        for cell in (mine, theirs):
+            with torch.autocast("cpu", torch.bfloat16):
+                out, (h, c) = cell(x, given)
+            found.append([part.dtype for part in (out, h, c)])
+        assert found[0] == found[1] == [torch.bfloat16] * 3
+    packed = pack_padded_sequence(x, torch.tensor([3, 5]), True, enforce_sorted=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, _ = mine(packed)
+        alone, _ = mine(x[1])
+    assert again.data.dtype == alone.dtype == torch.bfloat16
+    torch.testing.assert_close(alone, pad_packed_sequence(again, batch_first=True)[0][1])
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
+def test_under_autocast_the_steps_keep_the_weights_precision(plain):
+    """Where the product with the inputs is exact in bfloat16, nothing but the result is rounded."""
+    torch.manual_seed(0)
+    cell = OutputGatedGRU(1, 4)
+    with torch.no_grad():
+        for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+            getattr(cell, name).zero_()
+    state = tuple(torch.randn(1, 2, 4, requires_grad=True) for _ in range(2))
+    wanted, found = [*state, cell.weight_hh_l0], []
+    for mixed in (False, True):
+        kernels = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+        with kernels, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out, (h, c) = cell(torch.zeros(300, 2, 1), state)
+        gradients = torch.autograd.grad(out[:50].float().sum() + c.float().sum(), wanted)
+        found.append((out, h, c, gradients))
+    for exact, rounded in zip(found[0][:3], found[1][:3], strict=True):
+        assert torch.equal(exact.bfloat16(), rounded)
+    torch.testing.assert_close(found[0][3], found[1][3])
+
+
+def test_a_step_of_training_under_autocast_is_near_the_exact_one():
+    torch.manual_seed(0)
+    cell = OutputGatedGRU(3, 8, num_layers=2, bidirectional=True)
+    x, found = torch.randn(6, 2, 3), []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = cell(x)[0].float().square().mean()
+        found.append(torch.autograd.grad(loss, list(cell.parameters())))
+    assert {g.dtype for g in found[1]} == {torch.float32}
+    exact, rounded = (torch.cat([g.flatten() for g in gradients]) for gradients in found)
+    assert (exact - rounded).norm() < 0.02 * exact.norm()
