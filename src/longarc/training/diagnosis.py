@@ -240,6 +240,7 @@ def _drawn(examples: Examples, documents: int, seed: int) -> Examples:
 def _loss_of(folder: RunFolder, space: LabelSpace) -> Any:
     loss = trained_loss(folder)
     if loss is not None:
+        loss.set_progress(1.0)  # the training is over
         return loss
     kind = "binary-cross-entropy" if space.multi_label else "cross-entropy"
     return build_loss(kind, class_counts=space.counts, multi_label=space.multi_label)
