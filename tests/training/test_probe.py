@@ -229,7 +229,8 @@ def test_a_running_f1_is_that_of_all_documents(digits, several):
     x, y = digits
     y = torch.nn.functional.one_hot(y) if several else y
     loss, batch = (
-        F1WeightedCrossEntropy(statistics, multi_label=several) for statistics in ("running", "batch")
+        F1WeightedCrossEntropy(statistics, multi_label=several)
+        for statistics in ("running", "batch")
     )
     options = {"classes": 10, "score": no_score, "penalties": (1e-1, 1e-2), "max_iterations": 20}
     found, expected = (fit_probe(x, y, each, **options) for each in (loss, batch))
