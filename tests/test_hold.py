@@ -20,7 +20,7 @@ from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import Slot
 from longarc.errors import DataError, OptionError, RunError
 from longarc.files import write_json, write_text
-from longarc.hold import HOLDER, LOCK, held
+from longarc.hold import HOLDER, LOCK, held, is_empty
 from longarc.training.config import TrainConfig
 from longarc.training.job import train
 from longarc.training.pretraining.config import PretrainConfig
@@ -126,6 +126,22 @@ def test_waiting_outlasts_one_that_ends(tmp_path, holder):
     holder.stdin.close()
     with held(tmp_path / "out", wait=30):
         assert f'"process": {holder.pid}' not in (tmp_path / "out" / HOLDER).read_text()
+
+
+def test_a_holder_who_is_being_named_leaves_the_folder_empty(tmp_path, monkeypatch):
+    """What another process finds there at that moment must not pass for somebody's files."""
+    found, rename = [], Path.replace
+
+    def replace(self, target):
+        found.append((is_empty(tmp_path), {path.name for path in tmp_path.iterdir()}))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with held(tmp_path):
+        pass
+    ((empty, names),) = found
+    assert empty
+    assert len(names - {LOCK}) == 1
 
 
 def test_what_is_refused_leaves_no_folder(tmp_path):

@@ -18,6 +18,7 @@ from longarc.data.table import open_table
 from longarc.data.table_writer import check_writable, table_writer
 from longarc.errors import ModelError, OptionError
 from longarc.files import write_text
+from longarc.options import as_plain
 from longarc.report.card import model_card
 from longarc.report.citations import bibtex, cited, config_of
 from longarc.report.diagnosis import save_diagnosis
@@ -334,13 +335,5 @@ class Pretraining:
 def _settled(data: Any, options: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
     """The data's name, whether it is in memory, and options as config.yaml can hold them."""
     in_memory = not isinstance(data, str | Path)
-    values = {
-        name: str(value) if isinstance(value, Path) else _plain(value)
-        for name, value in options.items()
-    }
-    return f"<{type(data).__name__} in memory>" if in_memory else str(data), in_memory, values
-
-
-def _plain(value: Any) -> Any:
-    """A numpy number as Python's own, so that it can be written into config.yaml."""
-    return value.item() if isinstance(value, np.generic) else value
+    named = f"<{type(data).__name__} in memory>" if in_memory else str(data)
+    return named, in_memory, as_plain(options)

@@ -68,7 +68,9 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 
 def is_empty(folder: Path) -> bool:
     """Whether a folder has nothing in it but what holding it leaves there."""
-    return all(path.name in (LOCK, HOLDER) for path in folder.iterdir())
+    # The second is what HOLDER is written under before it takes its name.
+    begun = f".{Path(HOLDER).stem}-"
+    return all(p.name in (LOCK, HOLDER) or p.name.startswith(begun) for p in folder.iterdir())
 
 
 def clear(folder: Path) -> None:

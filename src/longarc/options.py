@@ -1,11 +1,31 @@
-"""Checks of option values: each returns the value, or raises an OptionError that says why not."""
+"""Option values: as files can hold them, and checks that return one or say why not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from longarc.errors import OptionError, close_matches
+
+
+def as_plain(value: Any) -> Any:
+    """A value as YAML can hold it: paths as texts, numpy's numbers and arrays as Python's own.
+
+    >>> import numpy as np
+    >>> as_plain({"gamma": np.float64(2), "tables": [Path("a.csv")], "seeds": np.arange(2)})
+    {'gamma': 2.0, 'tables': ['a.csv'], 'seeds': [0, 1]}
+    """
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {as_plain(name): as_plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(as_plain(inner) for inner in value)
+    # Of a type that numpy has: importing it to look would slow the command line down.
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
 
 
 def check_number(

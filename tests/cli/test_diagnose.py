@@ -78,6 +78,14 @@ def test_a_running_f1_is_each_documents_own(longarc, run, tickets):
     assert found[0]["gradient"] == pytest.approx(found[1]["gradient"], rel=1e-6)
 
 
+def test_a_head_that_was_changed_afterwards_has_another_loss(longarc, run, tickets):
+    stage = {"head_changed": True, "chosen": "crt", "not_tried": {}, "trials": [], "why": "crt"}
+    (run / "recipe.json").write_text(json.dumps({"second_stage": stage}))
+    status, printed, err = longarc("diagnose", run, tickets, "--documents", "2", "--json")
+    assert status == 0, err
+    assert json.loads(printed)["followed"] == "cross-entropy"
+
+
 def test_without_labels_a_score_is_followed(longarc, run, tickets, tmp_path):
     table = tmp_path / "inbox.csv"
     table.write_text("body\noil pump leak\n\ninvoice payment bank tax\n", encoding="utf-8")

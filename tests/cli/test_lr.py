@@ -75,11 +75,14 @@ def test_without_json_a_table_and_the_next_command_are_shown(
 ):
     """The options may come from a run's config.yaml, the table among them."""
     monkeypatch.setenv("COLUMNS", "80")
-    config = yaml.safe_load((trained / "config.yaml").read_text())
+    config = yaml.safe_load((trained / "config.yaml").read_text()) | {"head_learning_rate": 0.01}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     status, out, err = longarc(
-        "lr", config["data"], "--config", trained / "config.yaml", "--candidates", 1
+        "lr", config["data"], "--config", tmp_path / "config.yaml", "--candidates", 1
     )
     assert (status, err) == (0, "")
+    # The rate that was found is the head's too, which the command must say against the file.
+    assert out.rstrip().endswith("--head-learning-rate null")
     assert "recommended" in out
     assert "Range: " in out
     assert "Cost: " in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -325,14 +326,29 @@ def test_without_a_second_derivative_it_falls_back_to_differences():
 
     theta = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
     vector = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    for power, second in ((1, 6 * theta), (2, 30 * theta**4)):  # of x³ and of its square
-        product = HessianProducts(lambda p=power: (Once.apply(theta) ** p).sum(), [theta])
+    cube = Once.apply
+    cases = [
+        (cube, 6 * theta),
+        (lambda x: cube(x) ** 2, 30 * theta**4),
+        # Another way leads to the same weights, so that their derivative exists, and lacks a part.
+        (lambda x: cube(x) + x**2, 6 * theta + 2),
+    ]
+    for function, second in cases:
+        loss = partial(lambda f: f(theta).sum(), function)
+        product = HessianProducts(loss, [theta])
         torch.testing.assert_close(product(vector), (second * vector).detach())
         assert product.method == "finite-difference"
-        with pytest.raises(RuntimeError):
-            HessianProducts(
-                lambda p=power: (Once.apply(theta) ** p).sum(), [theta], method="exact"
-            )(vector)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            HessianProducts(loss, [theta], method="exact")(vector)
+
+
+def test_a_loss_that_is_linear_in_a_weight_has_exact_products():
+    theta = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
+    other = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    product = HessianProducts(lambda: (theta**3).sum() + other.sum(), [theta, other])
+    vector = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(product(vector), torch.tensor([12.0, -6.0, 0.0]).double())
+    assert product.method == "exact"
 
 
 def test_bad_input_is_refused():

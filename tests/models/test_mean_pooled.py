@@ -11,6 +11,7 @@ from torch import nn
 
 from longarc.models.loading import load_classifier, load_model
 from longarc.models.mean_pooled import from_encoder
+from longarc.models.pooled_encoder import PooledEncoder
 from longarc.models.pooling import mean_pool
 
 LABELS = ("bill", "pump", "law")
@@ -130,6 +131,21 @@ def test_a_half_precision_encoder_is_trained_in_float32(make_encoder, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     model.save_pretrained(tmp_path / "model")
     assert {p.dtype for p in load_model(tmp_path / "model").parameters()} == {torch.float32}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_can_be_cast_to_half_precision(make_encoder, documents, dtype):
+    model = make_classifier(make_encoder, "bert")
+    inputs = batch_of(documents, 0)
+    exact = model(**inputs).logits
+    codes = PooledEncoder(model.encoder)(inputs)
+    found = model.to(dtype)(**inputs).logits
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+    coded = PooledEncoder(model.encoder)(inputs)
+    assert coded.dtype == dtype
+    torch.testing.assert_close(coded.float(), codes, rtol=0.05, atol=0.05)
 
 
 def test_mean_pool_in_bfloat16_adds_in_float32():

@@ -127,6 +127,25 @@ def test_the_stop_gradient_stops(stop_gradient):
     assert float(found["encoder.inside.0.weight"].norm()) > 1e-4
 
 
+def test_a_target_that_is_stopped_keeps_nothing():
+    """Its activations would be half as many again, for nothing."""
+    objective, kept = build(target="mean"), []
+
+    def bytes_kept(*views):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: (kept.append(x.nbytes), x)[1], lambda x: x
+        ):
+            objective(*views)
+        return sum(kept)
+
+    pair, stopped = views(), bytes_kept(*views())
+    with torch.no_grad():
+        middle = objective.project_target((pair[0] + pair[1]) / 2)
+    objective.project_target = lambda _: middle
+    assert stopped == bytes_kept(*pair)
+
+
 def test_without_predictor_the_stop_gradient_halves_the_gradient():
     """As the paper's appendix says, which is why it does not help alone."""
     stopped, free = (build(stop_gradient=s) for s in (True, False))

@@ -42,9 +42,10 @@ def write_run(
     """Train a linear classifier by stochastic gradient descent and write its run folder."""
     splits = make_splits(examples, test_fraction=test_fraction)
     space = LabelSpace.from_labels(splits.train.labels)
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     import longarc.models.loading as loading
+    from longarc.models.mean_pooled import MeanPooledConfig
 
     tokenizer = AutoTokenizer.from_pretrained(loading.resolve_model("minilm"))
     parts = [(name, part) for name, part in splits.items() if name != "train"]
@@ -130,6 +131,8 @@ def write_run(
     origin = describe_origin(hash_texts(texts), encoder="BertModel", parameters=22713216)
     create_run_folder(config, {**origin, "command": f"longarc train {config.data} --out {folder}"})
     space.save(folder / "labels.json")
+    encoder = AutoConfig.from_pretrained(loading.resolve_model("minilm"))
+    MeanPooledConfig(encoder=encoder).save_pretrained(folder / "model")
     check = check_splits(splits, space, tokenizer=tokenizer, max_length=256)
     write_json(folder / "check.json", check.to_dict())
     if not frozen:

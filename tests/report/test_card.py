@@ -35,13 +35,39 @@ def test_the_hub_reads_the_metadata_back(run_folder):
 def test_it_says_how_to_load_either_kind(run_folder, tmp_path):
     mean = model_card(run_folder)
     assert "longarc.load_model(folder)" in mean
-    cls = model_card(reconfigured(run_folder, tmp_path / "cls", pooling="cls"))
+    assert "is the mean of the token vectors" in mean
+    folder = reconfigured(run_folder, tmp_path / "cls", pooling="cls")
+    model = json.loads((folder / "model" / "config.json").read_text())["encoder"]
+    (folder / "model" / "config.json").write_text(json.dumps(model))
+    cls = model_card(folder)
     assert "AutoModelForSequenceClassification.from_pretrained(folder)" in cls
     assert "longarc.load_model" not in cls
     assert ModelCard(cls).data.library_name == "transformers"
-    for card in (mean, cls):
+    # An encoder that was changed by the run that it started from: its own options do not tell.
+    model["longarc"] = {"attention": {"name": "local-clustered"}}
+    (folder / "model" / "config.json").write_text(json.dumps(model))
+    changed = model_card(folder)
+    assert "longarc.load_model(folder)" in changed
+    assert "mean of the token vectors" not in changed
+    assert ModelCard(changed).data.library_name == "longarc"
+    for card in (mean, cls, changed):
         code = card.split("```python\n")[1].split("```")[0]
         compile(code, "card", "exec")
+
+
+def test_the_figures_of_a_hybrid_are_not_said_of_the_encoder_alone(run_folder, tmp_path):
+    card = model_card(reconfigured(run_folder, tmp_path / "hybrid", hybrid=8.0))
+    assert "are added to its logits, 8 times," in card
+    assert 'longarc.open_run("path/to/the/run")' in card
+    assert ModelCard(card).data.eval_results is None
+    assert "open_run" not in model_card(run_folder)
+
+
+def test_a_run_without_a_model_has_no_card(run_folder, tmp_path):
+    folder = reconfigured(run_folder, tmp_path / "bare")
+    shutil.rmtree(folder / "model")
+    with pytest.raises(RunError, match="A card is of a model"):
+        model_card(folder)
 
 
 def test_figures_stand_beside_the_baselines_and_limits_are_named(run_folder):

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longarc.errors import RunError
+from longarc.errors import OptionError, RunError
+from longarc.training.arguments import training_arguments
 from longarc.training.config import TrainConfig
 from longarc.training.run_folder import (
     RunFolder,
@@ -104,6 +106,24 @@ def test_overwriting_removes_what_was_there(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
     # or replaying the run's own config.yaml would delete it
     assert RunFolder(tmp_path / "run").config().overwrite is False
+
+
+def test_what_cannot_be_written_down_costs_no_earlier_run(tmp_path):
+    create_run_folder(config(tmp_path / "run"), ORIGIN)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    odd = {"loss_options": {"gamma": object()}}
+    with pytest.raises(OptionError, match=r"config\.yaml cannot hold"):
+        create_run_folder(config(tmp_path / "run", overwrite=True, **odd), ORIGIN)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    with pytest.raises(OptionError, match=r"config\.yaml cannot hold"):
+        create_run_folder(config(tmp_path / "new", **odd), ORIGIN)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_the_warm_up_is_a_share_of_the_steps(tmp_path, share):
+    args = training_arguments(config(tmp_path, warmup=share), torch.device("cpu"), 100)
+    assert [args.get_warmup_steps(steps) for steps in (10, 1000)] == [10 * share, 1000 * share]
 
 
 def test_the_config_replays_the_run(tmp_path):

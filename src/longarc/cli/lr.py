@@ -101,6 +101,8 @@ def run(words: Sequence[str]) -> int:
         console.print(f"page     {page}", **plain)
     rate = f"{found['recommended']:g}"
     given = [*of_training(words), "--learning-rate", rate, "--out", "runs/NAME"]
+    if chosen.head_learning_rate is not None:  # of --config; the rate found is for the head too
+        given += ["--head-learning-rate", "null"]
     console.print(f"train    {shown_command('longarc', 'train', *given)}", **plain)
     return 0
 

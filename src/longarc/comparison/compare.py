@@ -14,6 +14,7 @@ from longarc.comparison.folder import CompareFolder
 from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import read
 from longarc.errors import RunError
+from longarc.options import as_plain
 from longarc.report.citations import Citation, bibtex, cited_together, config_of
 from longarc.report.trade_off import fitted_baseline, table_of
 from longarc.training.option_fields import check_names
@@ -114,11 +115,10 @@ def compare(
     check_names("compare", options, CompareConfig)
     in_memory = data is not None and not isinstance(data, str | Path)
     named = f"<{type(data).__name__} in memory>" if in_memory else data and str(data)
-    inline = candidates if isinstance(candidates, Mapping) else None
-    values: dict[str, Any] = {n: str(v) if isinstance(v, Path) else v for n, v in options.items()}
+    inline = as_plain(candidates) if isinstance(candidates, Mapping) else None
     config = CompareConfig(
         data=named, candidates="(in Python)" if inline is not None else str(candidates),
-        out=str(out), **values,
+        out=str(out), **as_plain(options),
     )  # fmt: skip
     console = Console() if verbose else None
     folder = run_comparison(

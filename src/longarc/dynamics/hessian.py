@@ -84,10 +84,14 @@ class HessianProducts:
 
     def _differentiate(self, *, create_graph: bool = False) -> Tensor:
         """G (N,)."""
+        loss = self._loss()
+        # That requires a gradient too, so that an operation without a second one shows.
+        one = torch.ones_like(loss, requires_grad=create_graph)
         return flat(
             torch.autograd.grad(
-                self._loss(),
+                loss,
                 self.parameters,
+                grad_outputs=one,
                 create_graph=create_graph,
                 allow_unused=True,
                 materialize_grads=True,
@@ -97,7 +101,9 @@ class HessianProducts:
     def _second(self, vector: Tensor) -> Tensor:
         if self._gradient is None:
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                self._gradient = self._differentiate(create_graph=True)
+                gradient = self._differentiate(create_graph=True)
+            refuse_cut(gradient)
+            self._gradient = gradient
         products = torch.autograd.grad(
             self._gradient,
             self.parameters,
@@ -105,15 +111,6 @@ class HessianProducts:
             retain_graph=True,
             allow_unused=True,
         )
-        # An operation that can be differentiated once cuts the graph without a word: PyTorch raises
-        # only when the cut is passed, and nothing beyond it is reached.
-        unused = self._gradient.detach().split([p.numel() for p in self.parameters])
-        if any(p is None and g.any() for p, g in zip(products, unused, strict=True)):
-            raise NotImplementedError(
-                "the gradient by a weight does not depend on that weight: the loss is linear in "
-                "it, or a part of the model has no second derivative. Use "
-                "method='finite-difference'."
-            )
         filled = [
             torch.zeros_like(p) if product is None else product
             for p, product in zip(self.parameters, products, strict=True)
@@ -137,6 +134,31 @@ class HessianProducts:
             for parameter, weight in zip(self.parameters, weights, strict=True):
                 parameter.copy_(weight)
         return (ends[0] - ends[1]) / (2 * epsilon)
+
+
+def refuse_cut(gradient: Tensor) -> None:
+    """Raise NotImplementedError if a part of the gradient's graph is missing.
+
+    The gradient must be of a loss times a number that requires a gradient. An operation that can be
+    differentiated once leaves an error in the graph, which PyTorch raises when it is passed. On the
+    way to weights that lie on the other side of it nothing passes: what they get through that
+    operation would be left out without a word.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> one = torch.ones(1, requires_grad=True)
+    >>> refuse_cut(torch.autograd.grad(x**3, x, grad_outputs=one, create_graph=True)[0])
+    """
+    waiting, seen = [gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise NotImplementedError(
+                "a part of the model has no second derivative. Use method='finite-difference'."
+            )
+        waiting += [of for of, _ in node.next_functions]
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:

@@ -93,7 +93,7 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         codes = mean_pool(states.last_hidden_state, attention_mask)
         # Sentence encoders mean a direction by a code; √d keeps the coordinates' size near 1.
         codes = functional.normalize(codes, dim=-1) * codes.shape[-1] ** 0.5
-        logits = self.classifier(self.dropout(codes))
+        logits = self.classifier(self.dropout(codes.to(self.classifier.weight.dtype)))
         return SequenceClassifierOutput(
             logits=logits, hidden_states=states.hidden_states, attentions=states.attentions
         )

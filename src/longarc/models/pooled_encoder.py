@@ -16,7 +16,7 @@ class PooledEncoder(nn.Module):
     """Encoder → mean over tokens, or first token.
 
     Called with one mapping of the encoder's inputs, ``input_ids`` and ``attention_mask`` (b, n);
-    returns codes (b, d).
+    returns codes (b, d) in the type of the encoder's weights.
 
     >>> import torch
     >>> from transformers import BertConfig, BertModel
@@ -42,4 +42,4 @@ class PooledEncoder(nn.Module):
         states = self.encoder(**view).last_hidden_state
         if self.pooling == "cls":
             return states[:, 0]
-        return mean_pool(states, view.get("attention_mask"))
+        return mean_pool(states, view.get("attention_mask")).to(self.encoder.dtype)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from longarc.errors import RunError
 from longarc.models.loading import PACKAGED
+from longarc.models.record import FIELD
 from longarc.report.drawing import printable
 from longarc.report.html import length_limit, lengths_of, metrics_table
 from longarc.report.measures import figure, measures_of, verdict
@@ -74,7 +77,9 @@ def model_card(run: str | Path) -> str:
         "truncated": percent(share) if is_number(share) and share else None,
         "data": data_name(saved.config),
         "base": base_model(saved.config),
-        "longarc_class": _needs_longarc(saved),
+        "longarc_class": needs_longarc(saved.folder / "model"),
+        "mean": saved.config.get("pooling") != "cls",
+        "hybrid": saved.config.get("hybrid") or 0,
         "recurrent": saved.provenance.get("encoder") == "RecurrentModel",
         "options": options,
         "fence": fence(options),
@@ -101,7 +106,8 @@ def _metadata(run: SavedRun, split: str) -> Any:
     results = []
     for measure in measures_of(run.space.multi_label):
         found = figure(metrics, measure.key)
-        if found is None or measure.key not in _HUB_METRICS:
+        # Of a hybrid the figures are the sum's, and what the Hub holds is the encoder alone.
+        if found is None or measure.key not in _HUB_METRICS or run.config.get("hybrid"):
             continue
         results.append(
             EvalResult(
@@ -117,7 +123,7 @@ def _metadata(run: SavedRun, split: str) -> Any:
         )
     return ModelCardData(
         model_name=printable(run.name),
-        library_name="longarc" if _needs_longarc(run) else "transformers",
+        library_name="longarc" if needs_longarc(run.folder / "model") else "transformers",
         pipeline_tag="text-classification",
         tags=["longarc", "text-classification", *["long-tailed"] * bool(run.group_sizes()["tail"])],
         base_model=base_model(run.config),
@@ -126,15 +132,15 @@ def _metadata(run: SavedRun, split: str) -> Any:
     )
 
 
-def _needs_longarc(run: SavedRun) -> bool:
-    """Whether plain transformers refuses the model."""
-    option = run.config.get
-    return (
-        option("pooling") != "cls"
-        or option("attention") not in (None, "exact")
-        or option("residual_attention", "none") != "none"
-        or option("positions") == "hierarchical"
-    )
+def needs_longarc(model: Path) -> bool:
+    """Whether plain transformers, and so sentence-transformers, refuses the model in a folder."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"cannot read the model in {model}: {error}. A card is of a model."
+        ) from None
+    return FIELD in config or str(config.get("model_type")).startswith("longarc-")
 
 
 def data_name(config: dict[str, Any]) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from longarc.report.card import base_model, data_name, fence, render_card, shown_options
+from longarc.report.card import (
+    base_model,
+    data_name,
+    fence,
+    needs_longarc,
+    render_card,
+    shown_options,
+)
 from longarc.report.drawing import printable
 from longarc.report.pretraining import OBJECTIVES, read_pretraining, rows, verdict
 from longarc.report.saved import as_dict
@@ -22,7 +28,7 @@ def encoder_card(run: str | Path) -> str:
     saved = read_pretraining(run)
     config, provenance = saved.config, as_dict(saved.config.get("provenance"))
     options = shown_options(config, provenance)
-    changed = _needs_longarc(saved.folder / "model")
+    changed = needs_longarc(saved.folder / "model")
     library = "longarc" if changed else "sentence-transformers"
     metadata = ModelCardData(
         model_name=printable(saved.name),
@@ -51,9 +57,3 @@ def encoder_card(run: str | Path) -> str:
         },
     )
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}"))
-
-
-def _needs_longarc(model: Path) -> bool:
-    """Whether plain transformers, and so sentence-transformers, refuses the encoder."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return "longarc" in config or str(config.get("model_type")).startswith("longarc-")

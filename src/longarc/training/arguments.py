@@ -53,7 +53,8 @@ def common_arguments(config: TrainConfig | PretrainConfig, device: torch.device)
         "per_device_train_batch_size": config.batch_size,
         "num_train_epochs": config.epochs,
         "weight_decay": config.weight_decay,
-        "warmup_steps": config.warmup,
+        # transformers takes a number below 1 for a share, and 1 for a single step.
+        "warmup_steps": min(config.warmup, math.nextafter(1, 0)),
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.precision == "bf16",
         "use_cpu": device.type == "cpu",

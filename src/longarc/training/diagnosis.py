@@ -20,6 +20,7 @@ from longarc.models.head import final_linear
 from longarc.models.loading import load_model, load_tokenizer, resolve_model, usable_length
 from longarc.models.recurrent.options import CELLS
 from longarc.models.recurrent.scratch import starting_tokenizer
+from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.registry import build_loss
 from longarc.options import check_whole
 from longarc.training.batches import Documents, PaddedBatches
@@ -27,7 +28,7 @@ from longarc.training.config import TrainConfig
 from longarc.training.prediction import chosen_device, trained_loss
 from longarc.training.progress import Reporter
 from longarc.training.reading_length import DEFAULT_LENGTH
-from longarc.training.run_folder import RunFolder, is_pretraining, open_run_folder
+from longarc.training.run_folder import is_pretraining, open_run_folder
 from longarc.training.starting_model import starting_model
 
 if TYPE_CHECKING:
@@ -159,6 +160,12 @@ def _of_run(
         examples = examples.select(known)
     elif label is not None:
         space.encode(examples.labels or [])
+    loss = trained_loss(folder)
+    if loss is not None:
+        loss.set_progress(1.0)  # the training is over
+        followed = f"the loss of the run ({config.loss})"
+    else:  # it trained another head, or not this sum
+        loss, followed = _usual_loss(space)
     trained = config.max_length or DEFAULT_LENGTH
     length = check_whole("max_length", max_length or trained, at_least=2, at_most=trained)
     trust = config.trust_remote_code
@@ -170,8 +177,8 @@ def _of_run(
         _drawn(examples, documents, seed),
         space if label is not None else None,
         length,
-        loss=_loss_of(folder, space),
-        named=f"the loss of the run ({config.loss})",
+        loss=loss,
+        named=followed,
         unlabelled="the score of the predicted class",
     )
 
@@ -203,14 +210,14 @@ def _of_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = starting_model(config, head, tokenizer).eval()
-    kind = "binary-cross-entropy" if head.multi_label else "cross-entropy"
+    loss, kind = _usual_loss(head)
     return _subject(
         model.to(chosen_device()),  # pyright: ignore[reportArgumentType]
         tokenizer,
         _drawn(examples, documents, seed),
         space,
         length,
-        loss=build_loss(kind, class_counts=head.counts, multi_label=head.multi_label),
+        loss=loss,
         named=f"the {kind} of a new head, as a training would start",
         unlabelled="a score of a new head",
     )
@@ -237,13 +244,10 @@ def _drawn(examples: Examples, documents: int, seed: int) -> Examples:
     return examples.select(places)
 
 
-def _loss_of(folder: RunFolder, space: LabelSpace) -> Any:
-    loss = trained_loss(folder)
-    if loss is not None:
-        loss.set_progress(1.0)  # the training is over
-        return loss
+def _usual_loss(space: LabelSpace) -> tuple[Loss, str]:
+    """Cross-entropy, binary where labels are independent, and its name."""
     kind = "binary-cross-entropy" if space.multi_label else "cross-entropy"
-    return build_loss(kind, class_counts=space.counts, multi_label=space.multi_label)
+    return build_loss(kind, class_counts=space.counts, multi_label=space.multi_label), kind
 
 
 def _subject(

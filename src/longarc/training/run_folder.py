@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 
 from longarc.data.labels import LabelSpace
-from longarc.errors import RunError
+from longarc.errors import OptionError, RunError
 from longarc.files import write_text
 from longarc.hold import clear, is_empty
 from longarc.training.config import TrainConfig
@@ -283,6 +283,14 @@ def create_run_folder(
                 f"are {now}. Resume with as many, or start anew with --overwrite."
             )
         return folder
+    values = dataclasses.asdict(config) | {"overwrite": False, "provenance": provenance}
+    try:
+        settings = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise OptionError(
+            f"an option has a value that {folder.config_file.name} cannot hold: {error}. Expected "
+            "numbers, texts, and lists or mappings of these."
+        ) from None
     if config.overwrite:
         if folder.path.exists():
             clear(folder.path)
@@ -295,8 +303,7 @@ def create_run_folder(
         raise RunError(
             f"another run has just started in {folder.path}. Name another folder with --out."
         ) from None
-    values = dataclasses.asdict(config) | {"overwrite": False, "provenance": provenance}
-    write_text(folder.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_text(folder.config_file, settings)
     return folder
 
 

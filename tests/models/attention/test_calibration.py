@@ -11,6 +11,7 @@ import torch
 from longarc.errors import DataError, ModelError, OptionError
 from longarc.models.attention.calibration import calibrate_attention, head_errors
 from longarc.models.attention.interface import attention_layers, set_attention
+from longarc.models.loading import load_tokenizer
 
 QUICK = {"minutes": 5, "steps": 3, "max_length": 192, "progress": False}
 
@@ -55,13 +56,30 @@ def test_it_can_be_repeated_and_sets_learned_attention(minilm, long_licences) ->
 @pytest.mark.real
 def test_a_failure_on_the_way_gives_the_kernels_back(minilm, long_licences) -> None:
     set_attention(minilm, "learned", window=16)
+    kernels = [m.attention_kernel for _, m in attention_layers(minilm)]
+    for kernel in kernels:
+        kernel.requires_grad_(False)
+    before = [p.clone() for kernel in kernels for p in kernel.parameters()]
+    calls, real = [], load_tokenizer("minilm")
 
-    def tokenizer(*_, **__):
-        raise RuntimeError("no")
+    def tokenizer(*texts, **options):
+        calls.append([p.clone() for kernel in kernels for p in kernel.parameters()])
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return real(*texts, **options)
 
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(KeyboardInterrupt):
         calibrate_attention(minilm, long_licences[:6], tokenizer=tokenizer, **QUICK)
-    assert all("forward" not in vars(m.attention_kernel) for _, m in attention_layers(minilm))
+    assert not all(torch.equal(a, b) for a, b in zip(before, calls[-1], strict=True))  # had begun
+    assert all("forward" not in vars(kernel) for kernel in kernels)
+    after = [p for kernel in kernels for p in kernel.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(p.requires_grad or p.grad is not None for p in after)
+
+    set_attention(minilm, "exact")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_attention(minilm, long_licences[:6], tokenizer=tokenizer, **QUICK)
+    assert not attention_layers(minilm)
 
 
 def test_what_cannot_be_calibrated_is_refused(make_encoder) -> None:

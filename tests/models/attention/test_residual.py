@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longarc.models.attention import residual_blocked
@@ -95,6 +96,26 @@ def test_outputs_and_all_gradients_are_the_textbooks(
     theirs = torch.autograd.grad(want, leaves, list(pull))
     for one, two in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_plain_kernels_can_be_differentiated_twice_and_forward(dropout):
+    q, k, (v, *_) = stack(6, torch.float64, b=1)
+    factors = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, False, True, True, False]])
+
+    def attend(*tensors):
+        torch.manual_seed(0)
+        return residual_attention(
+            tensors[:2], tensors[2:4], tensors[4], factors=tensors[5], mask=mask, dropout=dropout
+        )[:, :, mask[0]]
+
+    inputs = (*q[:2], *k[:2], v, factors)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradcheck(attend, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(attend, inputs)
+    with pytest.raises(NotImplementedError, match="no gradient of the gradient"):
+        torch.autograd.grad(attend(*inputs).square().sum(), inputs, create_graph=True)
 
 
 def test_the_usual_tiles_and_types():

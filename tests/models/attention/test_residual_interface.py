@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from longarc.dynamics.hessian import HessianProducts
 from longarc.errors import ModelError, OptionError
 from longarc.models.attention.interface import attention_layers, set_attention
 from longarc.models.attention.residual_interface import set_residual_attention
@@ -375,6 +376,25 @@ def test_gates_are_trained(document):
     ] == [(0.1, 0.0)]
     model(**document).logits[:, 0].sum().backward()
     assert (gates.grad != 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": True}], ids=str)
+def test_exact_hessian_products_are_those_of_differences(document, options):
+    model = set_residual_attention(build().double(), **options)
+    parameters = list(model.parameters())
+
+    def loss():
+        states = model(**document).last_hidden_state
+        return states[document["attention_mask"].bool()].square().mean()
+
+    vector = torch.randn(
+        sum(p.numel() for p in parameters), generator=torch.Generator().manual_seed(0)
+    ).double()
+    exact, difference = (
+        HessianProducts(loss, parameters, method=method)(vector)
+        for method in ("exact", "finite-difference")
+    )
+    assert (exact - difference).norm() < 1e-4 * difference.norm()
 
 
 def test_refusals(document):

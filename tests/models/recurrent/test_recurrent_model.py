@@ -60,6 +60,16 @@ def padded(side: str, width: int = 9) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_it_can_be_cast_to_half_precision(pooling):
+    model = classifier(pooling=pooling).eval()
+    exact = model(**padded("right")).logits
+    found = model.bfloat16()(**padded("right")).logits
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from longarc.errors import DataError, ModelError
 from longarc.models.attention.interface import attention_layers, set_attention
 from longarc.models.attention.kernel import AttentionKernel
+from longarc.models.attention.registry import EXACT
 from longarc.models.attention.window import attend_all, zero_padding
 from longarc.models.position_tables import find_table
 from longarc.options import check_number, check_whole
@@ -151,18 +152,17 @@ def calibrate_attention(
                 "found. Pass tokenizer=…"
             )
         tokenizer = load_tokenizer(cast(str, source))
-    if not attention_layers(model):
-        set_attention(model, "learned", seed=seed)
-    names, kernels = _learnable(model)
-    order = random.Random(seed)
-    order.shuffle(texts)
-    many = min(_HELD_OUT, max(1, len(texts) // 4))
-    encode = _encoder(tokenizer, min(max_length, _readable(model)), model.device)
-    held_out = [encode(texts[i : min(i + batch_size, many)]) for i in range(0, many, batch_size)]
-    started = time.monotonic()
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with _as_it_was(model):
+        if not attention_layers(model):
+            set_attention(model, "learned", seed=seed)
+        names, kernels = _learnable(model)
+        order = random.Random(seed)
+        order.shuffle(texts)
+        many = min(_HELD_OUT, max(1, len(texts) // 4))
+        encode = _encoder(tokenizer, min(max_length, _readable(model)), model.device)
+        starts = range(0, many, batch_size)
+        held_out = [encode(texts[i : min(i + batch_size, many)]) for i in starts]
+        started = time.monotonic()
         before, exact = _measure(model, kernels, held_out)
         cosine_before = _cosine(model, held_out, exact)
         first = [[p.detach().clone() for p in kernel.parameters()] for kernel in kernels]
@@ -176,9 +176,6 @@ def calibrate_attention(
             _keep_the_better(kernel, old, now <= was)
         after = [torch.minimum(was, now) for was, now in zip(before, after, strict=True)]
         cosine_after = _cosine(model, held_out, exact)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     return Calibration(
         layers=tuple(names),
         before=tuple(tuple(e.tolist()) for e in before),
@@ -213,6 +210,40 @@ def head_errors(estimate: Tensor, exact: Tensor, mask: Tensor | None) -> Tensor:
     return (error * seen).sum(dim=(0, 2)) / variance.clamp(min=1e-12)
 
 
+@contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """In evaluation mode; then modes and flags are put back, and after a failure all else too."""
+    training = {module: module.training for module in model.modules()}
+    found = [(p, p.requires_grad, p.detach().clone()) for p in _numbers(model)]
+    new = not attention_layers(model)
+    model.eval()
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, _, value in found:
+                parameter.copy_(value)
+        if new:
+            set_attention(model, EXACT)
+        raise
+    finally:
+        for parameter in _numbers(model):
+            parameter.grad = None
+        for parameter, flag, _ in found:
+            parameter.requires_grad_(flag)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _numbers(model: PreTrainedModel) -> list[nn.Parameter]:
+    """All that kernels can learn."""
+    return [p for _, module in attention_layers(model) for p in _kernel(module).parameters()]
+
+
+def _kernel(module: nn.Module) -> AttentionKernel:
+    return cast(AttentionKernel, module.attention_kernel)
+
+
 def _readable(model: PreTrainedModel) -> int:
     """The tokens that a model has positions for."""
     try:
@@ -235,10 +266,8 @@ def _fit(
     progress: bool,
 ) -> int:
     """Take steps until the time is up, and return how many."""
-    needed = [(p, p.requires_grad) for kernel in kernels for p in kernel.parameters()]
-    for parameter, _ in needed:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam([p for p, _ in needed], lr=rate)
+    learnt = [p.requires_grad_() for kernel in kernels for p in kernel.parameters()]
+    optimizer = torch.optim.Adam(learnt, lr=rate)
 
     def learn(kernel: AttentionKernel, errors: Tensor) -> None:
         if errors.requires_grad:  # texts that fit into the window leave nothing to learn
@@ -266,9 +295,6 @@ def _fit(
             _states(model, encode(next(batches)))
             optimizer.step()
             done += 1
-    for parameter, flag in needed:
-        parameter.grad = None
-        parameter.requires_grad_(flag)
     return done
 
 
@@ -333,10 +359,7 @@ def _keep_the_better(kernel: AttentionKernel, old: Sequence[Tensor], better: Ten
 
 
 def _learnable(model: PreTrainedModel) -> tuple[list[str], list[AttentionKernel]]:
-    found = [
-        (name, cast(AttentionKernel, module.attention_kernel))
-        for name, module in attention_layers(model)
-    ]
+    found = [(name, _kernel(module)) for name, module in attention_layers(model)]
     learnable = [(name, kernel) for name, kernel in found if any(True for _ in kernel.parameters())]
     if not learnable:
         kinds = ", ".join(sorted({type(kernel).__name__ for _, kernel in found}))

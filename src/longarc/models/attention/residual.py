@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longarc.models.attention.residual_blocked import blocked_attention
+from longarc.models.plain_kernels import plain_kernels_wanted
 
 
 def residual_attention(
@@ -45,7 +46,8 @@ def residual_attention(
         dropout: probability that a weight is dropped, after the softmax.
 
     Returns:
-        (b, h, n, dv) in the type of ``value``.
+        (b, h, n, dv) in the type of ``value``. Second derivatives and forward mode need
+        ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call.
 
     Source: He et al. 2021, "RealFormer: Transformer Likes Residual Attention" (arXiv 2012.11747),
     which adds the matrices themselves.
@@ -60,7 +62,8 @@ def residual_attention(
     wide = len(queries) > 1 or factors is not None
     # The CPU's fused kernel takes half precision well, but for dropout would store the matrix.
     tiles = dropout > 0 or (wide and value.dtype in (torch.float32, torch.float64))
-    if tiles and value.device.type == "cpu" and not torch.compiler.is_compiling():
+    tiles = tiles and value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if tiles and not plain_kernels_wanted():
         return blocked_attention(
             queries, keys, value, factors=factors, mask=mask, scale=s, dropout=dropout
         )

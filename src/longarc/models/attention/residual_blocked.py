@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longarc.models.attention.blocks import LOG2E, LOWEST
 
@@ -37,7 +36,7 @@ def blocked_attention(
 
     Arguments and result are those of ``residual_attention``. Sums are float32, or float64 for
     float64 inputs. What the tensors hold at padding does not matter. There is no gradient of the
-    gradient, as with PyTorch's fused kernel.
+    gradient, as with PyTorch's fused kernel: asking for one raises NotImplementedError.
 
     >>> q, k, v = torch.randn(3, 2, 1, 2, 5, 4).unbind()
     >>> out = blocked_attention([q[0], q[1]], [k[0], k[1]], v[1], scale=0.5)
@@ -87,8 +86,12 @@ class _Blocked(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # PyTorch's once_differentiable would cut the graph in silence
+            raise NotImplementedError(
+                "residual attention in tiles has no gradient of the gradient. Call the model under "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which takes another way."
+            )
         mask, factors, value, out, log_sums, *queries_keys = ctx.saved_tensors
         call = _Call(ctx.settings, mask, factors, value, queries_keys)
         grads = [torch.zeros_like(x) for x in (value, *queries_keys)]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from longarc.models.plain_kernels import fitting_kernels
 from longarc.models.recurrent.output_gated_gru import OutputGatedGRU
-from longarc.models.recurrent.plain_kernels import fitting_kernels
 
 _GATES = {nn.RNN: 1, nn.LSTM: 4, nn.GRU: 3, OutputGatedGRU: 3}
 RECURRENT = tuple(_GATES)

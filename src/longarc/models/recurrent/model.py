@@ -163,7 +163,7 @@ class RecurrentForSequenceClassification(RecurrentPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         codes = self.pooling(states.last_hidden_state, attention_mask)
-        logits = self.classifier(self.dropout(codes))
+        logits = self.classifier(self.dropout(codes.to(self.classifier.weight.dtype)))
         return SequenceClassifierOutput(logits=logits, hidden_states=states.hidden_states)
 
 

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from longarc.models.recurrent.plain_kernels import plain_kernels_wanted
+from longarc.models.plain_kernels import plain_kernels_wanted
 
 State = tuple[Tensor, Tensor]
 """h and c, each (layers · D, b, H)."""

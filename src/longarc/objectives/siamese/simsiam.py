@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from longarc.errors import OptionError
@@ -104,7 +105,8 @@ class SimSiam(SiameseObjective):
 
     def project_target(self, view: Any) -> Tensor:
         """Return the target (b, p) of a view that was not encoded yet."""
-        return self.projector(self.encode(view))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
+            return self.projector(self.encode(view))
 
     def _distance(self, projection: Tensor, target: Tensor) -> Tensor:
         target = target.detach() if self.stop_gradient else target
