@@ -218,6 +218,9 @@ class Run(ExplainedRun):
 
         Columns are those of training unless named. Labels that training never saw count as errors
         and are listed under ``unseen_labels``.
+
+        Raises:
+            DataError: training saw none of the labels, or the table cannot be used.
         """
         examples, _ = read_examples(
             data,
@@ -225,6 +228,8 @@ class Run(ExplainedRun):
             label=label or self.config.label,
             label_separator=self.config.label_separator,
         )
+        examples = examples.spelled_like(self.labels.names)
+        self.labels.refuse_strangers(examples.labels or [], examples.source)
         return score(examples, self.labels, self._logits(examples.texts), loss=self._loss)
 
     def predict_table(

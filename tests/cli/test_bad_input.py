@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 import longarc as package
 from longarc.cli.main import VERBS
@@ -77,6 +78,19 @@ def test_a_bad_option_value(longarc, tickets, tiny_model, tmp_path, words, expec
         assert part in err
     assert printed.count("Traceback") == 0
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_to_test_on_needs_its_split_named(longarc, tickets, tiny_model, tmp_path):
+    """Its train, which a training takes, may be what the model was trained on."""
+    part = Dataset.from_csv(str(tickets))
+    DatasetDict(train=part, test=part).save_to_disk(str(tmp_path / "saved"))
+    more = ("--model", tiny_model, "--out", tmp_path / "run")
+    status, _, err = longarc("train", tickets, "--test", tmp_path / "saved", *more)
+    assert status == 1
+    assert "saved/test" in err
+    assert not (tmp_path / "run").exists()
+    _, out, _ = longarc("check", tmp_path / "saved", "--test", tmp_path / "saved/test", *more[:2])
+    assert "split: train (not read: " in out
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])

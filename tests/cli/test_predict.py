@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -86,6 +88,32 @@ def test_evaluate_counts_labels_never_seen(longarc, trained, tickets, tmp_path):
     status, out, _ = longarc("evaluate", trained, table)
     assert status == 0
     assert "astronomy" in out
+
+
+def test_a_table_without_a_known_label_has_no_figures(longarc, trained, tickets, tmp_path):
+    table = tmp_path / "loud.csv"
+    head, *rows = tickets.read_text().splitlines()[:31]
+    table.write_text("\n".join([head, *(row.upper() for row in rows)]) + "\n")
+    status, out, err = longarc("evaluate", trained, table)
+    assert (status, out) == (1, "")
+    there, known = re.search(r"there '(\w+)', in training '(\w+)'", " ".join(err.split())).groups()
+    assert there == known.upper()
+
+
+def test_true_and_3_0_are_the_same_labels_in_csv(tickets, tiny_model, tmp_path):
+    """pandas names them so there; a table of them is measured, and one to test on is taken."""
+    frame = pd.read_csv(tickets)
+    for name, labels in (("bool", frame["id"] % 3 > 0), ("float", frame["id"] % 2 + 1.0)):
+        frame[name] = labels
+        frame[80:].to_csv(tmp_path / f"{name}.csv", index=False)
+        run = package.fit(
+            frame[:80], text="body", label=name, test=str(tmp_path / f"{name}.csv"), freeze=True,
+            model=str(tiny_model), out=tmp_path / name, baseline=False, verbose=False,
+        )  # fmt: skip
+        figures = run.evaluate(tmp_path / f"{name}.csv")
+        assert figures == run.evaluate(frame[80:]) == run.metrics["test"]["model"]
+        assert figures["unseen_labels"] == {}
+        assert figures["accuracy"]["value"] > 0.3
 
 
 def test_evaluating_the_test_split_again_gives_the_runs_own_figures(trained, tickets, tmp_path):

@@ -165,6 +165,23 @@ def test_scripts_the_tokenizer_does_not_know(tokenizer):
     assert found["unknown-script"].examples == [21]
 
 
+def test_rows_are_those_of_their_file(tokenizer):
+    """What the tokenizer has to do with is told by file, as rows mean nothing without one."""
+    long, cherokee, arabic = "word " * 100, "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᏧᏂᎪᏩ", "انقطع التيار الكهربائي عن المبنى"
+    train = part([*clean().texts, long, cherokee, arabic], [*clean().labels, *"aba"], "t.csv")
+    test = part(["v 1", "v 2", f"{long}!", f"{cherokee}!", f"{arabic}!"], "ababa", "other.csv")
+    result = check(train, clean(4, "w"), test, tokenizer=tokenizer, max_length=52)
+    for code, row in (("truncation", 20), ("unknown-script", 21), ("spelled-script", 22)):
+        first, second = (f for f in result.findings if f.code == code)
+        assert (first.examples, second.examples) == ([row + 1], [row - 17])
+        assert (first.count, second.count) == (1, 1)
+        assert "in t.csv" in first.message
+        assert "in other.csv" in second.message
+    cut = [f.message for f in result.findings if f.code == "truncation"]
+    assert "3.7% of the texts in t.csv are cut" in cut[0]
+    assert "20.0% of the texts in other.csv are cut" in cut[1]
+
+
 JAPANESE = [
     "請求書がまだ支払われていません",
     "今日は東京で雨が降る。",

@@ -30,6 +30,10 @@ def choose(columns, **options):
         ({"id": range(6), "x": LONG, "y": list("ababab")}, ("x", "y")),
         ({"x": LONG, "score": [0.5] * 6, "y": [1, 0, 1, 0, 1, 0]}, ("x", "y")),
         ({"x": LONG, "y": [["a"], [], ["b"], ["c"], [], []]}, ("x", "y")),
+        # An embedding is no list of labels.
+        ({"x": LONG, "vector": [np.array([0.5, 1.5])] * 6, "y": list("ababab")}, ("x", "y")),
+        ({"x": LONG, "y": [np.array(["a", "b"])] * 6}, ("x", "y")),
+        ({"x": LONG, "y": ["a", "b", pd.NA] * 2}, ("x", "y")),
         # Of two names of texts the far longer one.
         ({"note": ["n"] * 6, "document": LONG, "label": list("ababab")}, ("document", "label")),
         # label_text stands beside label in many data sets.

@@ -6,12 +6,14 @@ import json
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from longarc.data.labels import LabelSpace
+from longarc.data.examples import read_examples
+from longarc.data.labels import LabelSpace, flat, spelled_like
 from longarc.errors import DataError, RunError
 
 NAMES = st.sampled_from("abcdefg")
@@ -62,6 +64,43 @@ def test_unseen_labels():
         space.decode([0, -1])
     with pytest.raises(DataError, match="Code 2 has no name"):
         space.decode([2])
+
+
+@pytest.mark.parametrize("values", [[True, False, True], [3.0, 0.0, 3.0], [[True], [], [2.0, 1.0]]])
+def test_labels_are_the_same_in_every_kind_of_file(tmp_path, values):
+    """As pandas writes them: in CSV ``True`` and ``3.0`` are text."""
+    frame = pd.DataFrame({"text": list("abc"), "label": values})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    if not isinstance(values[0], list):  # in Parquet lists are of one kind
+        frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    sources = [frame, *sorted(tmp_path.iterdir())]
+    read = [read_examples(source)[0] for source in sources]
+    for known in read:
+        for other in read:
+            assert other.spelled_like(flat(known.labels)).labels == known.labels
+
+
+@given(SINGLE, st.sets(NAMES))
+def test_other_labels_keep_their_spelling(labels, known):
+    assert spelled_like(labels, known) == labels
+    typed = ["true", "True", "TRUE", "1", "1.0"]
+    assert spelled_like(typed, typed[:1]) == typed  # they are several in one table
+    assert spelled_like(["tRUE", "1.00", "2.0"], typed) == ["tRUE", "1.00", "2.0"]  # which?
+
+
+def test_strangers_are_refused_with_both_spellings():
+    space = LabelSpace.from_labels(["spam", "Invoice", "spam"])
+    space.refuse_strangers(["new", "spam"], "t.csv")
+    space.refuse_strangers([], "t.csv")
+    with pytest.raises(DataError, match=r"t\.csv .* there 'INVOICE', in training 'Invoice'"):
+        space.refuse_strangers(["INVOICE", "bill"], "t.csv")
+    several = LabelSpace.from_labels([["a"], ["b"]])
+    several.refuse_strangers([[], []], "t.csv")
+    with pytest.raises(DataError, match=r"there 'x', in training 'a'.*--label"):
+        several.refuse_strangers([["x"], []], "t.csv")
+    with pytest.raises(DataError, match="single ones"):
+        several.refuse_strangers(["x"], "t.csv")
 
 
 def test_labels_nothing_can_be_learned_from():

@@ -121,6 +121,19 @@ def test_multi_label_proportions():
             assert abs(count - fraction * whole[name]) <= max(2, 0.05 * fraction * whole[name])
 
 
+def test_a_small_multi_label_table_has_more_labels_than_texts():
+    """100 documents with 4 of 116 labels each: most labels are in several, so it can be split."""
+    random = np.random.default_rng(0)
+    labels = [[f"l{c}" for c in random.choice(116, 4, replace=False)] for _ in range(100)]
+    splits = make_splits(distinct(labels))
+    assert len({name for found in labels for name in found}) > 100
+    assert set(counts(splits.train)) == {name for found in labels for name in found}
+    assert len(splits.validation) > 5
+    assert len(splits.test) > 5
+    with pytest.raises(DataError, match="9 classes for 4 different texts, each in one text only"):
+        make_splits(distinct([["a", "b"], ["c", "d", "e"], ["f"], ["g", "h", "i"]]))
+
+
 def test_seeds_differ():
     examples = distinct(["a", "b"] * 50)
     assert make_splits(examples, seed=0) != make_splits(examples, seed=1)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -169,21 +170,37 @@ def test_class_label_columns_give_names(tmp_path):
 
 
 def test_splits_of_a_dataset_dict(tmp_path):
+    """To train on there is one that is called so; whatever else is read has to be named."""
     part = datasets.Dataset.from_dict(ROWS)
     both = datasets.DatasetDict(train=part.select([0]), test=part.select([1, 2]))
     both.save_to_disk(str(tmp_path / "a"))
-    for source in (both, tmp_path / "a"):
-        table = open_table(source)
+    there = str(tmp_path / "a")
+    for source, test in ((both, 'data["test"]'), (there, f"{there}/test")):
+        table = open_table(source, to_train=True)
         assert rows(table)["topic"] == ["x"]
-        assert "split: train" in table.notes[0]
-        assert "test" in table.notes[0]
-        assert rows(open_table(source, split="test"))["topic"] == ["y", "x"]
-        with pytest.raises(OptionError, match=r"no split 'tset'.*Did you mean test"):
-            open_table(source, split="tset")
-    with pytest.raises(OptionError, match=r"splits a, b, and none is called train"):
-        open_table(datasets.DatasetDict(a=part, b=part))
-    with pytest.raises(OptionError, match="no splits"):
-        open_table(ROWS, split="test")
+        assert table.notes == [f"split: train (not read: {test})"]
+        with pytest.raises(OptionError, match="the splits train, test") as raised:
+            open_table(source)
+        assert test in str(raised.value)
+    for source in (both["test"], f"{there}/test"):
+        assert rows(open_table(source))["topic"] == ["y", "x"]
+    with pytest.raises(DataError, match=r"does not exist\. Did you mean test"):
+        open_table(f"{there}/tset")
+    with pytest.raises(OptionError, match=r"splits a, b, .*: data\[.a.\] or data\[.b.\]"):
+        open_table(datasets.DatasetDict(a=part, b=part), to_train=True)
+    assert rows(open_table(datasets.DatasetDict(test=part)))["topic"] == ROWS["topic"]
+
+
+def test_a_split_of_a_data_set_on_the_hub(monkeypatch):
+    """A stand-in for the network alone."""
+    part = datasets.Dataset.from_dict(ROWS)
+    there = {"an-owner/a-name": datasets.DatasetDict(train=part.select([0]), test=part)}
+    monkeypatch.setattr(datasets, "load_dataset", there.__getitem__)
+    assert rows(open_table("an-owner/a-name/test"))["topic"] == ROWS["topic"]
+    with pytest.raises(OptionError, match="an-owner/a-name/train or an-owner/a-name/test"):
+        open_table("an-owner/a-name")
+    with pytest.raises(OptionError, match=r"no split 'tset'\. Did you mean test"):
+        open_table("an-owner/a-name/tset")
 
 
 def test_missing_values_of_pandas_are_none():
@@ -198,6 +215,18 @@ def test_missing_values_of_pandas_are_none():
     assert rows(open_table(frame)) == {
         "a": ["x", None], "b": [1.0, None], "c": [1, None], "d": ["u", None]
     }  # fmt: skip
+
+
+def test_cells_of_pandas_are_values_of_python(tmp_path):
+    """Parquet's lists come as arrays, which have no single truth and no JSON."""
+    lists = {"flat": [["a"], []], "deep": [[["a"], ["b", "c"]], [[]]], "n": [[1, 2], [0.5]]}
+    pd.DataFrame(lists).to_parquet(tmp_path / "a.parquet")
+    frame = pd.read_parquet(tmp_path / "a.parquet")
+    assert isinstance(frame["flat"][0], np.ndarray)
+    assert rows(open_table(frame)) == lists
+    assert rows(open_table({name: list(frame[name]) for name in frame})) == lists
+    missing = {"a": ["x", pd.NA], "b": pd.array([1, None], dtype="Int64")}
+    assert rows(open_table(missing)) == {"a": ["x", None], "b": [1, None]}
 
 
 # What is wrong, the bytes of the file, and what the message must say.

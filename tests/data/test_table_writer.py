@@ -36,6 +36,24 @@ def test_a_parquet_column_may_begin_or_go_on_empty(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "batches",
+    [
+        [[[], []], [["a"], []]],  # no document of the first batch has a label
+        [[["a"]], [[], []], [None]],
+        [[[[]]], [[["a"], []]]],
+        [[{"note": None, "n": 1}], [{"note": "late", "n": 2}]],
+    ],
+)
+def test_a_parquet_column_of_lists_may_begin_or_go_on_empty(tmp_path, batches):
+    path = tmp_path / "out.parquet"
+    with table_writer(path) as write:
+        for values in batches:
+            write({"found": values})
+    written = [value for values in batches for value in values]
+    assert pq.read_table(path).to_pydict() == {"found": written}
+
+
+@pytest.mark.parametrize(
     "batches", [[[1, "x"]], [[1, 2], ["x", "y"]], [[1, 2], [0.5, 1.5]], [["x"], [["y"]]]]
 )
 def test_a_parquet_column_of_several_kinds_is_refused(tmp_path, batches):

@@ -118,6 +118,16 @@ def test_without_memory_or_spread_it_is_drawn_all_the_same(found):
     assert chart_of(found) is None
 
 
+def test_a_figure_may_have_no_interval(found, tmp_path, capsys):
+    """No resample of the test split has a labelled document."""
+    found["candidates"][1]["macro_f1"] |= {"low": None, "high": None}
+    found["candidates"][1]["less_than_best"] = None
+    found["sentence"] = sentence_of(found)
+    print_trade_off(found, Console(width=100))
+    assert "0.700 (–)" in capsys.readouterr().out
+    assert "0.700" in write_trade_off(found, tmp_path).read_text(encoding="utf-8")
+
+
 def test_the_sentence_says_what_is_settled(found):
     assert sentence_of(found) == (
         "exact has the best macro-F1, 0.800. The fastest on the front, linear, predicts 4.0 times "

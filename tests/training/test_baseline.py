@@ -9,8 +9,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
 from longarc.data.labels import LabelSpace
+from longarc.data.lengths import LONGEST_TEXT
 from longarc.errors import DataError, ModelError, RunError
-from longarc.training.baseline import LONGEST, LinearBaseline, is_unspaced
+from longarc.training.baseline import LinearBaseline, is_unspaced
 
 
 def fitted(texts, labels, **options):
@@ -181,7 +182,7 @@ def test_latin_words_are_scikit_learns(licenses):
 
 
 def test_very_long_documents_are_read_in_part():
-    long = "red fox " * (LONGEST // 8) + "hidden " * 100_000
+    long = "red fox " * (LONGEST_TEXT // 8) + "hidden " * 100_000
     start = time.process_time()
     baseline, _ = fitted([long, "blue sea"], ["a", "b"])
     assert time.process_time() - start < 10  # 0.5 s when this was written

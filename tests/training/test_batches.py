@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longarc.training.batches import LONGEST_TEXT, Documents, LengthGroupedSampler, PaddedBatches
+from longarc.data.lengths import LONGEST_TEXT
+from longarc.training.batches import Documents, LengthGroupedSampler, PaddedBatches
 
 LENGTHS = st.builds(
     lambda number, longest, seed: np.random.default_rng(seed).integers(1, longest + 1, number),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from longarc.training.batches import LONGEST_TEXT
+from longarc.data.lengths import LONGEST_TEXT
 from longarc.training.prediction import Predictor, confidence, decisions, probabilities
 
 

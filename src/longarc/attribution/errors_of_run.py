@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from longarc.attribution.explanation import Explanation
 from longarc.attribution.of_run import explain_run
 from longarc.data.examples import read_examples
+from longarc.data.table import open_table
 from longarc.errors import DataError, RunError
 from longarc.files import write_json
 from longarc.options import check_whole
@@ -97,7 +98,8 @@ def _texts_of(folder: RunFolder, rows: list[dict[str, Any]], data: Any) -> list[
             f"the run in {folder.path} was trained on a {source[1:-1]}, and keeps only the "
             "beginnings of its test documents. Give the same data: run.explain_errors(data=…)."
         )
-    examples, _ = read_examples(source, text=config.text, need_label=False)
+    table = open_table(source, to_train=True)  # as the training read it
+    examples, _ = read_examples(table, text=config.text, need_label=False)
     by_row = dict(zip(examples.rows, examples.texts, strict=True))
     texts = []
     for row in rows:

@@ -45,7 +45,8 @@ def run(words: Sequence[str]) -> int:
     chosen = parser.parse_args(list(words))
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.errors import OptionError
-    from longarc.report.diagnosis import check_page, print_diagnosis, save_diagnosis
+    from longarc.options import check_page
+    from longarc.report.diagnosis import print_diagnosis, save_diagnosis
     from longarc.training.diagnosis import diagnose_documents, is_run
     from longarc.training.progress import Reporter
 

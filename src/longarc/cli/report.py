@@ -25,16 +25,11 @@ def run(words: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the path as JSON")
     chosen = parser.parse_args(list(words))
-    from longarc.errors import OptionError
+    from longarc.options import check_page
     from longarc.report.html import write_report
 
     name = chosen.out or (None if len(chosen.runs) == 1 else "comparison.html")
-    out = Path(name).expanduser() if name else None
-    if out and out.suffix.lower() not in (".html", ".htm"):
-        raise OptionError(
-            f"{out} does not end in .html, and the report is a web page. "
-            f"Name it {out.with_suffix('.html')}, for example."
-        )
+    out = check_page(name) if name else None
     path = write_report([Path(run).expanduser() for run in chosen.runs], out)
     print(json.dumps({"path": str(path)}) if chosen.json else path)
     return 0

@@ -38,11 +38,9 @@ def rows(
     for row in finished:
         if best is not None and row is not best:
             less = resampled[best["name"]] - resampled[row["name"]]
-            low, high = np.percentile(less, [2.5, 97.5])
-            row["less_than_best"] = {
-                "value": best["macro_f1"]["value"] - row["macro_f1"]["value"],
-                "low": float(low), "high": float(high),
-            }  # fmt: skip
+            value = best["macro_f1"]["value"] - row["macro_f1"]["value"]
+            if np.isfinite(less).any():  # else no resample has a labelled document
+                row["less_than_best"] = with_interval(value, less)
     points = {
         row["name"]: (
             row["prediction_documents_per_second"]["median"], row["macro_f1"]["value"]

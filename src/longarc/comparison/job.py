@@ -45,7 +45,7 @@ from longarc.files import write_json
 from longarc.hold import held
 from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
-from longarc.report.measures import system_name
+from longarc.report.measures import figure, system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
 from longarc.training.option_fields import check_out
 from longarc.training.progress import Reporter, clock
@@ -280,14 +280,15 @@ class _Job:
         }
         write_json(slot.job, job)
 
-    def _outcome(self, slot: Slot) -> str:
+    @staticmethod
+    def _outcome(slot: Slot) -> str:
         if not slot.finished:
             return f"failed, {read(slot.failure)['why'].rstrip('.')}"
         metrics = RunFolder(slot.run).metrics()
-        found = (metrics.get("test") or metrics["validation"])["model"]["macro_f1"]
+        found = figure((metrics.get("test") or metrics["validation"])["model"], "macro_f1")
         peak = read(slot.training).get("peak_mib")
         memory = f", peak memory {peak:,.0f} MiB" if peak is not None else ""
-        return f"macro-F1 {found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f}){memory}"
+        return f"macro-F1 {found.written if found else '–'}{memory}"
 
     def _read(self) -> dict[str, Any]:
         """The speed of prediction of every finished candidate, and the system's load meanwhile."""

@@ -11,7 +11,7 @@ from longarc.comparison.config import CompareConfig
 from longarc.comparison.presets import PRESETS
 from longarc.data.columns import Columns
 from longarc.data.examples import Examples, read_examples
-from longarc.data.labels import LabelSpace
+from longarc.data.labels import LabelSpace, flat
 from longarc.data.licenses import read_licenses
 from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
@@ -45,14 +45,9 @@ class Material:
     def facts(self) -> dict[str, Any]:
         """What is written down of the data, and has to be the same when a comparison goes on."""
         first = self.first
-        names = {
-            name
-            for label in first.train.labels or ()
-            for name in ([label] if isinstance(label, str) else label)
-        }
         return {
             "documents": {name: len(part) for name, part in first.items()},
-            "classes": len(names),
+            "classes": len(set(flat(first.train.labels or ()))),
             "multi_label": self.multi_label,
             "sha256": hash_texts(
                 part
@@ -111,7 +106,7 @@ def _licences() -> dict[str, Any]:
 
 def _split(config: CompareConfig, data: Any) -> Material:
     source = config.data if data is None else data
-    table = open_table(source)
+    table = open_table(source, to_train=True)
     notes = list(table.notes)
     splits: dict[int, Splits] = {}
     columns = Columns("", None)
@@ -124,7 +119,7 @@ def _split(config: CompareConfig, data: Any) -> Material:
             name: read_examples(
                 getattr(config, name), text=columns.text, label=columns.label,
                 label_separator=config.label_separator,
-            )[0]
+            )[0].spelled_like(flat(examples.labels or ()))
             for name in ("validation", "test")
             if getattr(config, name) is not None
         }  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from longarc.data.examples import Examples
-from longarc.data.labels import LabelSpace
-from longarc.data.lengths import MEASURED_CHARACTERS, measure, summarise
+from longarc.data.labels import LabelSpace, flat
+from longarc.data.lengths import LONGEST_TEXT, measure, summarise
 from longarc.data.scripts import MULTILINGUAL, spelled_texts, unknown_texts
 from longarc.data.splits import Splits
 from longarc.errors import DataError
@@ -142,8 +142,8 @@ def _texts(named: Sequence[tuple[str, Examples]]) -> Iterator[Finding]:
              "texts with control characters, which tokenizers drop",
              (_CONTROL.search(text) is not None for text in texts)),
             ("note", "long-text",
-             f"texts of over {MEASURED_CHARACTERS:,} characters: are they single documents?",
-             (len(text) > MEASURED_CHARACTERS for text in texts)),
+             f"texts of over {LONGEST_TEXT:,} characters: are they single documents?",
+             (len(text) > LONGEST_TEXT for text in texts)),
         ]  # fmt: skip
         for level, code, message, flags in kinds:
             if found := [row for row, flag in zip(rows, flags, strict=True) if flag]:
@@ -157,7 +157,7 @@ def _repeats(splits: Splits) -> Iterator[Finding]:
     for row, text, label in zip(train.rows, train.texts, train.labels or [], strict=True):
         if key := text.strip():
             rows_of[key].append(row)
-            labels_of[key].add((label,) if isinstance(label, str) else tuple(sorted(label)))
+            labels_of[key].add(tuple(sorted(flat([label]))))
     repeated = sorted(row for rows in rows_of.values() for row in rows[1:])
     if repeated:
         yield _finding(
@@ -204,17 +204,14 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
     for name, examples in splits.items()[1:]:
         labels = examples.labels or []
         if unseen := space.unseen(labels):
-            known = [
-                any(n in space.index for n in ([label] if isinstance(label, str) else label))
-                for label in labels
-            ]
+            known = any(name in space.index for name in flat(labels))
             rows = [
                 row
                 for row, label in zip(examples.rows, labels, strict=True)
-                if any(n in unseen for n in ([label] if isinstance(label, str) else label))
+                if any(name in unseen for name in flat([label]))
             ]
             yield _finding(
-                "warning" if any(known) else "error",
+                "warning" if known else "error",
                 "unseen-label",
                 f"{sum(unseen.values()):,} {name} labels never occur in training "
                 f"({_some(list(unseen))}): they cannot be predicted and count as errors",
@@ -222,7 +219,7 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
                 f" in {examples.source}",
                 count=sum(unseen.values()),
             )
-        absent = len(space) - len(set(_flat(labels)) & set(space.names))
+        absent = len(space) - len(set(flat(labels)) & set(space.names))
         if absent:
             yield Finding(
                 "note",
@@ -235,7 +232,7 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
     rare = {name for name, count in zip(space.names, space.counts, strict=True) if count <= 2}
     if rare:
         pairs = zip(splits.train.rows, splits.train.labels or [], strict=True)
-        rows = [row for row, label in pairs if not rare.isdisjoint(_flat([label]))]
+        rows = [row for row, label in pairs if not rare.isdisjoint(flat([label]))]
         yield _finding(
             "warning",
             "rare-class",
@@ -266,54 +263,86 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
 def _lengths(
     named: Sequence[tuple[str, Examples]], tokenizer: Any, max_length: int | None
 ) -> tuple[dict[str, Any], list[Finding]]:
-    sized = [(text, row) for _, e in named for text, row in zip(e.texts, e.rows, strict=True)]
-    order = np.random.default_rng(0).permutation(len(sized)).tolist()
-    sizes = np.cumsum([min(len(sized[i][0]), MEASURED_CHARACTERS) for i in order])
+    all_texts = [text for _, e in named for text in e.texts]
+    order = np.random.default_rng(0).permutation(len(all_texts)).tolist()
+    sizes = np.cumsum([min(len(all_texts[i]), LONGEST_TEXT) for i in order])
     chosen = sorted(order[: int(np.searchsorted(sizes, _LENGTH_SAMPLE)) + 1])
-    measured = measure([sized[i][0] for i in chosen], tokenizer)
-    summary = summarise([length for length, _ in measured], max_length)
+    places = [(e.source, row) for _, e in named for row in e.rows]
+    places, texts = [places[i] for i in chosen], [all_texts[i] for i in chosen]
+    measured = measure(texts, tokenizer)
+    lengths = [length for length, _ in measured]
     findings = []
     if max_length is not None:
-        cut = [sized[i][1] for i, (n, _) in zip(chosen, measured, strict=True) if n > max_length]
+        sample = "" if len(texts) == len(all_texts) else f" (of a sample of {len(texts):,} texts)"
+        findings += _truncation(lengths, places, max_length, sample)
+    findings += _scripts(texts, [share for _, share in measured], places, tokenizer)
+    return summarise(lengths, max_length), findings
+
+
+def _truncation(
+    lengths: list[int], places: list[tuple[str, int]], max_length: int, sample: str
+) -> Iterator[Finding]:
+    cut = [i for i, length in enumerate(lengths) if length > max_length]
+    if not cut:
+        message = f"at {max_length:,} tokens no text is cut{sample}"
+        yield Finding("note", "truncation", message, 0, [])
+    for source, where, found in _by_file(cut, places):
+        of_file = [n for n, (s, _) in zip(lengths, places, strict=True) if s == source]
+        summary = summarise(of_file, max_length)
         lost = summary["truncated_tokens"]
-        sample = "" if len(chosen) == len(sized) else f" (of a sample of {len(chosen):,} texts)"
         message = (
-            f"at {max_length:,} tokens {summary['truncated_documents']:.1%} of the texts are cut, "
-            f"and {lost:.1%} of all tokens are lost{sample}"
+            f"at {max_length:,} tokens {summary['truncated_documents']:.1%} of the texts{where} "
+            f"are cut, and {lost:.1%} of all tokens are lost{sample}"
         )
-        if not cut:
-            message = f"at {max_length:,} tokens no text is cut{sample}"
         if lost > _TRUNCATION_WARNING:
             message += "; a larger --max-length keeps more"
         level: Level = "warning" if lost > _TRUNCATION_WARNING else "note"
-        findings.append(Finding(level, "truncation", message, len(cut), sorted(cut)[:_ROWS_SHOWN]))
-    read = [sized[i][0] for i in chosen]
-    shares = [share for _, share in measured]
-    if unknown := unknown_texts(read, shares):
-        lacking = sum(shares[place] for place in unknown) / len(unknown)
-        findings.append(
-            _finding(
-                "warning",
-                "unknown-script",
-                f"{len(unknown):,} texts are in a script that the tokenizer does not know: "
-                f"{lacking:.0%} of their letters are not in its vocabulary; choose a multilingual "
-                f"model, such as --model {MULTILINGUAL}",
-                sorted(sized[chosen[place]][1] for place in unknown),
-            )
+        rows = _rows(found, places)
+        yield Finding(level, "truncation", message, len(rows), rows[:_ROWS_SHOWN])
+
+
+def _scripts(
+    texts: list[str], shares: list[float], places: list[tuple[str, int]], tokenizer: Any
+) -> Iterator[Finding]:
+    for _, where, found in _by_file(unknown_texts(texts, shares), places):
+        lacking = sum(shares[i] for i in found) / len(found)
+        yield _finding(
+            "warning",
+            "unknown-script",
+            f"{len(found):,} texts are in a script that the tokenizer does not know: "
+            f"{lacking:.0%} of their letters are not in its vocabulary; choose a multilingual "
+            f"model, such as --model {MULTILINGUAL}",
+            _rows(found, places),
+            where,
         )
-    if spelled := spelled_texts(read, tokenizer):
-        findings.append(
-            _finding(
+    if spelled := spelled_texts(texts, tokenizer):
+        for _, where, found in _by_file(spelled.texts, places):
+            yield _finding(
                 "warning",
                 "spelled-script",
-                f"{len(spelled.texts):,} texts are read letter by letter: a word in "
+                f"{len(found):,} texts are read letter by letter: a word in "
                 f"{spelled.script} script becomes {spelled.tokens:.1f} tokens of "
                 f"{spelled.letters:.1f} letters, so the tokenizer does not know it; choose a "
                 f"multilingual model, such as --model {MULTILINGUAL}",
-                sorted(sized[chosen[place]][1] for place in spelled.texts),
+                _rows(found, places),
+                where,
             )
-        )
-    return summary, findings
+
+
+def _by_file(
+    found: Iterable[int], places: list[tuple[str, int]]
+) -> Iterator[tuple[str, str, list[int]]]:
+    """A file, a suffix for messages where there are several, and which of the found are in it."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i in found:
+        groups[places[i][0]].append(i)
+    several = len({source for source, _ in places}) > 1
+    for source, members in groups.items():
+        yield source, f" in {source}" if several else "", members
+
+
+def _rows(found: Iterable[int], places: list[tuple[str, int]]) -> list[int]:
+    return sorted(places[i][1] for i in found)
 
 
 def _finding(
@@ -327,11 +356,6 @@ def _finding(
     rows_shown = ", ".join(map(str, rows[:3])) + (", …" if len(rows) > 3 else "")
     message = f"{message} (rows {rows_shown}{where})"
     return Finding(level, code, message, len(rows) if count is None else count, rows[:_ROWS_SHOWN])
-
-
-def _flat(labels: Iterable[str | list[str]]) -> Iterator[str]:
-    for label in labels:
-        yield from [label] if isinstance(label, str) else label
 
 
 def _some(names: list[str]) -> str:

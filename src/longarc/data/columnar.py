@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longarc.errors import DataError, OptionError, close_matches
+from longarc.errors import DataError, OptionError
 
 Batches = Callable[[int, list[str]], Iterator[dict[str, list[Any]]]]
 
@@ -62,31 +62,29 @@ def _readable_parquet(path: Path) -> Iterator[None]:
 
 
 def read_dataset(
-    dataset: Any, split: str | None, name: str
+    dataset: Any, path: str | None = None, *, to_train: bool = False
 ) -> tuple[list[str], Batches, list[str]]:
-    """Columns, a reader of batches, and notes of a `datasets.Dataset` or one of a `DatasetDict`.
+    """Columns, a reader of batches, and notes of a `datasets.Dataset`, or of the one in a dict.
 
-    Of several splits ``split`` is taken; by default ``train``, and a note names the others.
+    Of several splits none is read, unless ``to_train``: then ``train``, with a note. ``path`` is
+    where it came from, if not from memory; a split's is ``path/split``.
     ``ClassLabel`` columns give names, not numbers, and None where unlabelled (-1).
     """
+    name = path or type(dataset).__name__
     notes = []
     if isinstance(dataset, Mapping):
         splits = list(dataset)
-        chosen = split or (
-            "train" if "train" in splits else splits[0] if len(splits) == 1 else None
-        )
-        if chosen is None:
+        ways = [f"{path}/{split}" if path else f'data["{split}"]' for split in splits]
+        if len(splits) != 1 and not (to_train and "train" in splits):
             raise OptionError(
-                f"{name} has the splits {', '.join(splits)}, and none is called train. Name one."
+                f"{name} has the splits {', '.join(splits)}, and one table is needed. Name a "
+                f"split: {' or '.join(ways)}."
             )
-        if chosen not in splits:
-            raise OptionError(f"{name} has no split {chosen!r}. {close_matches(chosen, splits)}")
-        if split is None and len(splits) > 1:
-            others = ", ".join(s for s in splits if s != chosen)
-            notes.append(f"split: {chosen} (the others, {others}, are not read)")
+        chosen = "train" if len(splits) > 1 else splits[0]
+        if len(splits) > 1:
+            others = ", ".join(w for s, w in zip(splits, ways, strict=True) if s != chosen)
+            notes.append(f"split: {chosen} (not read: {others})")
         dataset = dataset[chosen]
-    elif split is not None and str(getattr(dataset, "split", None)) != split:
-        raise OptionError(f"{name} is one split, so {split!r} cannot be chosen. Leave it out.")
     if not hasattr(dataset, "num_rows"):
         raise DataError(
             f"{name} is a {type(dataset).__name__}, where a datasets.Dataset was expected. "
@@ -115,7 +113,7 @@ def read_frame(frame: Any, name: str) -> tuple[list[str], Batches, list[str]]:
             for column, place in places:
                 values = frame.iloc[start : start + size, place]
                 pairs = zip(values.tolist(), values.isna().tolist(), strict=True)
-                batch[column] = [None if missing else value for value, missing in pairs]
+                batch[column] = [None if missing else _plain(value) for value, missing in pairs]
             yield batch
 
     return columns, batches, []
@@ -129,7 +127,7 @@ def read_columns(columns: Mapping[Any, Any], name: str) -> tuple[list[str], Batc
             raise DataError(
                 f"{name}: column {key!r} is a {type(values).__name__}, where a list was expected."
             )
-        lists[str(key)] = values.tolist() if hasattr(values, "tolist") else list(values)
+        lists[str(key)] = [_plain(value) for value in values]
     sizes = {key: len(values) for key, values in lists.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{key}: {size}" for key, size in sizes.items())
@@ -145,6 +143,14 @@ def read_columns(columns: Mapping[Any, Any], name: str) -> tuple[list[str], Batc
             yield {column: lists[column][start : start + size] for column in wanted}
 
     return list(lists), batches, []
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python: pandas has lists as arrays of numpy, and its own marks for missing."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+        return [_plain(inner) for inner in value] if isinstance(value, list) else value
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _check(name: str, columns: list[str], rows: int) -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from longarc.data.cells import holds_several
+from longarc.data.cells import as_labels, holds_several
 from longarc.data.table import Table
 from longarc.errors import DataError, close_matches
 
@@ -114,16 +114,25 @@ def _mean_length(values: list[Any]) -> float | None:
 
 
 def _looks_like_label(values: list[Any]) -> bool:
-    """Few distinct short values, whole numbers, booleans, or lists."""
+    """Few distinct short values, whole numbers, booleans, or lists of these."""
     values = [value for value in values if value is not None and value == value]
     if not values:
         return False
-    if all(isinstance(value, list) or holds_several(value) for value in values):
-        return True
+    if all(holds_several(value) for value in values):
+        return all(map(_names_classes, values))
     if not all(isinstance(value, str | int) or _is_whole(value) for value in values):
         return False
     length = _mean_length(values)
     return len({str(value) for value in values}) < len(values) and (length is None or length <= 60)
+
+
+def _names_classes(value: Any) -> bool:
+    """Whether a list may be one of labels; an embedding is none."""
+    try:
+        as_labels(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_whole(value: Any) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longarc.data.cells import as_label, as_labels, as_text, holds_several
 from longarc.data.columns import Columns, choose_columns
+from longarc.data.labels import spelled_like
 from longarc.data.table import Table, open_table
 from longarc.errors import DataError, OptionError
 
@@ -46,6 +48,12 @@ class Examples:
         texts, rows = [self.texts[i] for i in indices], [self.rows[i] for i in indices]
         return Examples(self.source, texts, labels, rows)
 
+    def spelled_like(self, known: Iterable[str]) -> Examples:
+        """With labels in the spelling of known ones, where the kind of file alone differs."""
+        if self.labels is None:
+            return self
+        return dataclasses.replace(self, labels=spelled_like(self.labels, known))
+
 
 def read_examples(
     source: Any,
@@ -56,7 +64,6 @@ def read_examples(
     need_label: bool = True,
     limit: int | None = None,
     seed: int = 0,
-    split: str | None = None,
 ) -> tuple[Examples, Columns]:
     """Read the texts and labels of a table.
 
@@ -73,7 +80,6 @@ def read_examples(
         limit: keep a random sample of so many rows (not the first: files are often sorted), in the
             order of the file.
         seed: of that sample.
-        split: as for ``open_table``.
 
     Raises:
         DataError: a label is missing or is no class name, single and several labels are mixed, or
@@ -89,7 +95,7 @@ def read_examples(
         raise OptionError(f"limit is {limit}. Expected a number of rows of at least 1.")
     if label_separator is not None and not label_separator.strip(" "):
         raise OptionError("label_separator is empty or a space. Expected a character such as ';'.")
-    table = open_table(source, split=split)
+    table = open_table(source)
     columns = choose_columns(table, text, label, need_label=need_label)
     reading = _Reading(table.name, columns, label_separator)
     kept: list[tuple[int, str, Any]] = []

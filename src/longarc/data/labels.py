@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,59 @@ from longarc.files import write_json
 # shot, in numbers of training examples.
 HEAD = 100  # head: so many or more
 MID = 20  # mid: so many or more; tail: fewer
+
+
+# True and 3.0 as pandas writes them, TRUE as spreadsheets do: cells.as_label has true and 3.
+_TYPED = re.compile(r"(?i:(true|false))|(-?\d+)\.0")
+
+
+def flat(labels: Iterable[str | list[str]]) -> Iterator[str]:
+    """Each name of labels that are single ones or lists.
+
+    >>> [*flat(["a"]), *flat([["a", "b"], []])]
+    ['a', 'a', 'b']
+    """
+    for label in labels:
+        if isinstance(label, str):
+            yield label
+        else:
+            yield from label
+
+
+def spelled_like(labels: Sequence[Any], known: Iterable[str]) -> list[Any]:
+    """Labels of one table in the spelling of another's, whose file may be of another kind.
+
+    A boolean and a whole number are named ``true`` and ``3``, while text stays as it is, so that
+    ``True`` and ``3.0``, as pandas writes them in CSV, would be labels of their own. A label that
+    is not known takes the known spelling, unless it is not clear which or the table has it too.
+
+    >>> spelled_like(["True", "spam", "3.10"], ["true", "Spam", "3.1"])
+    ['true', 'spam', '3.10']
+    >>> spelled_like([["1", "0"], []], ["1.0", "2.0"])
+    [['1.0', '0'], []]
+    >>> spelled_like(["1.0", "1"], ["1"])
+    ['1.0', '1']
+    """
+    here, there = set(flat(labels)), set(known)
+    ways: dict[str, list[str]] = defaultdict(list)
+    for name in there:
+        ways[_as_typed(name)].append(name)
+    spelled = {
+        name: found[0]
+        for name in here - there
+        if len(found := ways[_as_typed(name)]) == 1 and found[0] not in here
+    }
+    return [
+        spelled.get(label, label)
+        if isinstance(label, str)
+        else [spelled.get(name, name) for name in label]
+        for label in labels
+    ]
+
+
+def _as_typed(name: str) -> str:
+    found = _TYPED.fullmatch(name)
+    return name if found is None else (found[1] or found[2]).lower()
 
 
 @dataclass(frozen=True)
@@ -50,7 +105,7 @@ class LabelSpace:
         if not labels:
             raise DataError("There are no labels to learn. Expected at least two classes.")
         multi_label = not isinstance(labels[0], str)
-        counts = Counter(_flat(labels))
+        counts = Counter(flat(labels))
         if not counts:
             raise DataError(
                 f"All {len(labels)} training examples have an empty list of labels. Expected at "
@@ -109,8 +164,27 @@ class LabelSpace:
 
     def unseen(self, labels: Sequence[str] | Sequence[list[str]]) -> dict[str, int]:
         """How often each label occurs that is not in the space, most frequent first."""
-        counts = Counter(name for name in _flat(labels) if name not in self.index)
+        counts = Counter(name for name in flat(labels) if name not in self.index)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def refuse_strangers(self, labels: Sequence[str] | Sequence[list[str]], source: str) -> None:
+        """Refuse a table to measure on that has labels, and none of the space.
+
+        Raises:
+            DataError: so it is, and the message shows a label of each; or single labels are given
+                where the space has lists, or the other way around.
+        """
+        self.encode(labels[:1])  # refuses the other form
+        strange = next(iter(self.unseen(labels)), None)
+        if strange is None or any(name in self.index for name in flat(labels)):
+            return
+        folded = {name.casefold(): name for name in self.names}
+        near = difflib.get_close_matches(strange.casefold(), folded, n=1)
+        known = folded[near[0]] if near else self.names[0]
+        raise DataError(
+            f"No label of {source} is one that the run was trained on: there {strange!r}, in "
+            f"training {known!r}. Spell them as in training, or name another column with --label."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What ``labels.json`` holds."""
@@ -146,14 +220,6 @@ class LabelSpace:
                 '{"multi_label": …, "labels": [{"name": …, "count": …}, …]}; train the run again.'
             ) from error
         return cls(names, counts, multi_label)
-
-
-def _flat(labels: Sequence[str] | Sequence[list[str]]) -> Iterable[str]:
-    for label in labels:
-        if isinstance(label, str):
-            yield label
-        else:
-            yield from label
 
 
 def _one(label: str | list[str]) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 
 from longarc.data.scripts import count_letters
 
-# A document of ten million characters would take a minute to count. The rest of it is like its
-# beginning, near enough for a statistic.
-MEASURED_CHARACTERS = 1_000_000
+LONGEST_TEXT = 1_000_000
+"""Characters of a text that are read, by whatever reads texts: some 150,000 words, further than any
+model. A file that went into one cell by mistake would otherwise take all time and memory."""
+
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_DOCUMENTS = 512
 _JUDGED_TOKENS = 1_000  # of a text, for what is unknown: more say the same
@@ -23,12 +24,13 @@ def measure(texts: Sequence[str], tokenizer: Any) -> list[tuple[int, float]]:
     Digits, punctuation and emoji are no letters; a letter is unknown when it lies in an unknown
     token. Of a long text the first 1,000 tokens are judged.
     Nothing is cut off. The count of a text beyond 1,000,000 characters is extrapolated from its
-    first 1,000,000. ``tokenizer`` is any of transformers' (a fast one, for speed).
+    first 1,000,000: the rest is like its beginning, near enough for a statistic.
+    ``tokenizer`` is any of transformers' (a fast one, for speed).
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
     measured = []
     for batch in _batches(texts):
-        cut = [text[:MEASURED_CHARACTERS] for text in batch]
+        cut = [text[:LONGEST_TEXT] for text in batch]
         # verbose=False: the warning about texts beyond the model's length is what this is about.
         encoded = tokenizer(
             cut,
@@ -110,7 +112,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     characters = 0
     for text in texts:
         batch.append(text)
-        characters += min(len(text), MEASURED_CHARACTERS)
+        characters += min(len(text), LONGEST_TEXT)
         if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
             yield batch
             batch, characters = [], 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longarc.data.examples import Examples
+from longarc.data.labels import flat
 from longarc.errors import DataError, OptionError
 
 TRAIN = 0
@@ -109,7 +110,10 @@ def make_splits(
 def _refuse_uniform(examples: Examples) -> None:
     """Name the usual reasons why a table cannot be split: mostly, a wrong column."""
     texts = {text.strip() for text in examples.texts}
-    labels = {name for label in examples.labels or () for name in _names(label)}
+    texts_of: dict[str, set[str]] = defaultdict(set)
+    for text, label in zip(examples.texts, examples.labels or (), strict=True):
+        for name in flat([label]):
+            texts_of[name].add(text.strip())
     if texts == {""}:
         raise DataError(
             f"All {len(examples)} texts of {examples.source} are empty. "
@@ -120,16 +124,12 @@ def _refuse_uniform(examples: Examples) -> None:
             f"All {len(examples)} texts of {examples.source} are the same. "
             "Is it the right text column?"
         )
-    if len(examples) > 2 and len(labels) >= len(texts):
+    if len(examples) > 2 and texts_of and max(map(len, texts_of.values())) == 1:
         raise DataError(
-            f"{examples.source} has {len(labels)} classes for {len(texts)} different texts, so "
-            "none can be held out. Is it the right label column? If so, merge classes or add "
-            "examples."
+            f"{examples.source} has {len(texts_of)} classes for {len(texts)} different texts, each "
+            "in one text only, so none can be held out. Is it the right label column? If so, merge "
+            "classes or add examples."
         )
-
-
-def _names(label: str | list[str]) -> list[str]:
-    return [label] if isinstance(label, str) else label
 
 
 def _assign(examples: Examples, fractions: list[float], seed: int) -> np.ndarray:
@@ -198,9 +198,6 @@ def _groups(examples: Examples) -> tuple[list[list[int]], list[list[str]]]:
     groups = list(positions.values())
     labels = []
     for group in groups:
-        names: set[str] = set()
-        for position in group:
-            found = examples.labels[position]  # pyright: ignore[reportOptionalSubscript]
-            names.update([found] if isinstance(found, str) else found)
-        labels.append(sorted(names))
+        found = [examples.labels[position] for position in group]  # pyright: ignore[reportOptionalSubscript]
+        labels.append(sorted(set(flat(found))))
     return groups, labels

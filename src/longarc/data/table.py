@@ -53,30 +53,30 @@ class Table:
         return self.reader(rows, self.columns if columns is None else columns)
 
 
-def open_table(source: Any, *, split: str | None = None) -> Table:
+def open_table(source: Any, *, to_train: bool = False) -> Table:
     """Open a table.
 
     Args:
         source: a path to CSV, TSV, JSON Lines (each plain or gzip-compressed) or Parquet; a folder
-            that `datasets` saved (``save_to_disk``); the Hugging Face Hub id ``owner/name`` of a
-            data set, where no such path exists; a pandas DataFrame; a `datasets.Dataset` or
-            `DatasetDict`; a dict of columns; or a Table, which is returned.
-        split: of a data set with several splits, which; by default ``train``.
+            that `datasets` saved (``save_to_disk``), or ``folder/split`` where it has several
+            splits; the Hugging Face Hub id of a data set, ``owner/name`` or ``owner/name/split``,
+            where no such path exists; a pandas DataFrame; a `datasets.Dataset` or a `DatasetDict`
+            of one; a dict of columns; or a Table, which is returned.
+        to_train: of several splits take ``train``, with a note, as that is the one to train on.
+            Otherwise several are refused: figures of the wrong split would look too good.
 
     Raises:
         DataError: the source is missing, empty, of an unknown kind, or not readable as a table.
             Faults further down in a file are raised while it is read.
-        OptionError: ``split`` names a split that the source does not have.
+        OptionError: a data set has several splits, or not the one that is named.
     """
     if isinstance(source, Table):
         return source
     if isinstance(source, str | Path):
-        return _open_path(str(source), split)
+        return _open_path(str(source), to_train)
     package, name = type(source).__module__.partition(".")[0], type(source).__name__
     if package == "datasets":
-        return _table(name, read_dataset(source, split, name))
-    if split is not None:
-        raise OptionError(f"A {name} has no splits, so {split!r} cannot be chosen. Leave it out.")
+        return _table(name, read_dataset(source, to_train=to_train))
     if package == "pandas" and name == "DataFrame":
         return _table(name, read_frame(source, name))
     if isinstance(source, Mapping):
@@ -92,20 +92,18 @@ def _table(name: str, parts: tuple[list[str], Callable[..., Any], list[str]]) ->
     return Table(name, columns, reader, notes)
 
 
-def _open_path(source: str, split: str | None) -> Table:
+def _open_path(source: str, to_train: bool) -> Table:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path, to_train)
     if not path.exists():
         if (
-            re.fullmatch(r"[\w.-]+/[\w.-]+", source)
+            re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.]+)?", source)
             and not _suffix(path)
             and not path.parent.is_dir()
         ):
-            return _open_hub(source, split)
+            return _open_hub(source, to_train)
         raise _missing(path)
-    if split is not None:
-        raise OptionError(f"{path} is one file, so split {split!r} cannot be chosen. Leave it out.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty. Expected a table with a header and at least one row.")
     suffix = _suffix(path)
@@ -132,7 +130,10 @@ def _suffix(path: Path) -> str:
 
 
 def _tables_in(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir() if _suffix(file))[:20]
+    """Files of a known kind, and data sets that are saved in folders, such as a split."""
+    return sorted(
+        file.name for file in folder.iterdir() if _suffix(file) or (file / "state.json").is_file()
+    )[:20]
 
 
 def _missing(path: Path) -> DataError:
@@ -143,7 +144,7 @@ def _missing(path: Path) -> DataError:
     return DataError(f"{path} does not exist. {help_}")
 
 
-def _open_folder(path: Path, split: str | None) -> Table:
+def _open_folder(path: Path, to_train: bool) -> Table:
     if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         there = _tables_in(path)
         raise DataError(
@@ -159,21 +160,26 @@ def _open_folder(path: Path, split: str | None) -> Table:
             f"{path} cannot be read as a data set ({type(error).__name__}: {_first_line(error)}). "
             "Save it again with save_to_disk."
         ) from error
-    return _table(str(path), read_dataset(dataset, split, str(path)))
+    return _table(str(path), read_dataset(dataset, str(path), to_train=to_train))
 
 
-def _open_hub(source: str, split: str | None) -> Table:
+def _open_hub(source: str, to_train: bool) -> Table:
     from datasets import load_dataset
 
+    name, split = re.fullmatch(r"([^/]+/[^/]+)/?(.*)", source).groups()  # pyright: ignore[reportOptionalMemberAccess]
     try:
-        dataset = load_dataset(source)
+        dataset = load_dataset(name)
     except Exception as error:  # network, permission, missing: the Hub client has a kind for each
         raise DataError(
             f"{source} is no file or folder here, and could not be loaded from the Hugging Face "
             f"Hub either ({type(error).__name__}: {_first_line(error)}). Check the spelling and "
             "the connection, or give a file."
         ) from error
-    return _table(source, read_dataset(dataset, split, source))
+    if split and split not in dataset:
+        known = close_matches(split, map(str, dataset))
+        raise OptionError(f"{name} has no split {split!r}. {known}")
+    dataset = dataset[split] if split else dataset
+    return _table(source, read_dataset(dataset, source, to_train=to_train))
 
 
 def _first_line(error: Exception) -> str:

@@ -43,7 +43,7 @@ def table_writer(path: str | Path) -> Iterator[Rows]:
     r"""Write batches of columns into one file that appears when the block ends without an error.
 
     The first batch fixes the columns. Parquet takes its types from it too; later batches are cast,
-    and a column that has no value yet becomes strings.
+    and a column that has no value yet, or only empty lists, becomes strings.
 
     Raises:
         DataError: Parquet, and a column holds values of different kinds.
@@ -142,7 +142,20 @@ def _array(name: str, values: list[Any]) -> Any:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise _mixed(name, error) from error
-    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+    return array.cast(_with_strings(array.type))
+
+
+def _with_strings(found: Any) -> Any:
+    """The type, with strings where a value has not been seen yet, also within lists and dicts."""
+    import pyarrow as pa
+
+    if pa.types.is_null(found):
+        return pa.string()
+    if pa.types.is_list(found):
+        return pa.list_(_with_strings(found.value_type))
+    if pa.types.is_struct(found):
+        return pa.struct([(field.name, _with_strings(field.type)) for field in found])
+    return found
 
 
 def _cast(name: str, array: Any, wanted: Any) -> Any:

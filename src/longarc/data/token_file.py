@@ -20,15 +20,13 @@ import numpy as np
 
 from longarc.data.cells import as_label, as_text, holds_several
 from longarc.data.columns import Columns
+from longarc.data.lengths import LONGEST_TEXT
 from longarc.data.table import Table
 from longarc.errors import DataError, RunError
 from longarc.files import write_json
 
 BATCH = 512
 """Rows that are tokenised, written and noted as done together."""
-
-LONGEST_TEXT = 1_000_000
-"""Characters of a text that are tokenised, so that one document cannot take all time and memory."""
 
 _ARRAYS = {"offsets": np.int64, "keys": np.uint64, "labels": np.int32}
 

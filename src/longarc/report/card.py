@@ -10,7 +10,6 @@ from typing import Any
 
 from longarc.errors import RunError
 from longarc.models.loading import PACKAGED
-from longarc.models.record import FIELD
 from longarc.report.drawing import printable
 from longarc.report.html import length_limit, lengths_of, metrics_table
 from longarc.report.measures import figure, measures_of, verdict
@@ -140,7 +139,7 @@ def needs_longarc(model: Path) -> bool:
         raise RunError(
             f"cannot read the model in {model}: {error}. A card is of a model."
         ) from None
-    return FIELD in config or str(config.get("model_type")).startswith("longarc-")
+    return "longarc" in config or str(config.get("model_type")).startswith("longarc-")
 
 
 def data_name(config: dict[str, Any]) -> str:

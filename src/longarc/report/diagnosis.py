@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longarc.errors import OptionError
 from longarc.files import write_json, write_text
+from longarc.options import check_page
 from longarc.report import gradient_charts as charts
 from longarc.report.drawing import shorten
 from longarc.report.html import write_report
@@ -21,16 +21,6 @@ from longarc.report.terminal_table import terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def check_page(out: str | Path) -> Path:
-    """The path of a page to write; OptionError for one that is no HTML file."""
-    target = Path(out).expanduser()
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise OptionError(f"{target} does not end in .html. Name it {target.with_suffix('.html')}.")
-    if target.is_dir():
-        raise OptionError(f"{target} is a folder; expected a file, e.g. {target / 'page.html'}.")
-    return target
 
 
 def write_diagnosis(out: str | Path, found: Mapping[str, Any]) -> Path:

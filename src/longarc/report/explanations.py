@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from longarc.errors import OptionError
 from longarc.files import write_text
+from longarc.options import check_page
 from longarc.report.drawing import (
     BLUE,
     INK,
@@ -40,9 +40,7 @@ def write_explanations(
 
     Raises OptionError for an ``out`` that is no HTML file.
     """
-    target = Path(out).expanduser()
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise OptionError(f"{target} does not end in .html. Name it {target.with_suffix('.html')}.")
+    target = check_page(out)
     context = {"title": title, "entries": drawn(explained), "excerpt": EXCERPT}
     page = render("explanations.html.j2", context)
     target.parent.mkdir(parents=True, exist_ok=True)

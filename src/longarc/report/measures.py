@@ -86,6 +86,11 @@ class Figure:
             return ""
         return f"{self.low:.3f}–{self.high:.3f}"
 
+    @property
+    def written(self) -> str:
+        """The value, and in brackets the interval or a dash."""
+        return f"{self.text} ({self.interval or '–'})"
+
     def overlaps(self, other: Figure) -> bool | None:
         """Whether the two intervals share a point; None if one of them is missing."""
         if self.low is None or self.high is None or other.low is None or other.high is None:

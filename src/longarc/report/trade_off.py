@@ -166,11 +166,13 @@ def chart_of(found: dict[str, Any]) -> Any:
     """The bubble chart as a Panel; None if nothing was trained and timed."""
     points = []
     for row in found["candidates"]:
-        speed, quality = row["prediction_documents_per_second"], row["macro_f1"]
+        speed, quality = row["prediction_documents_per_second"], figure(row, "macro_f1")
         if speed is not None and quality is not None:
             points.append(
                 Point(
-                    row["name"], quality["value"], quality["low"], quality["high"],
+                    row["name"], quality.value,
+                    quality.value if quality.low is None else quality.low,
+                    quality.value if quality.high is None else quality.high,
                     speed["median"], speed["min"], speed["max"], row["training_peak_mib"],
                     row["front"],
                 )
@@ -282,10 +284,10 @@ def print_trade_off(found: dict[str, Any], console: Console) -> None:
     table.add_column("")
     finished = [row for row in found["candidates"] if row["why"] is None]
     for row in sorted(finished, key=lambda row: -row["macro_f1"]["value"]):
-        quality, speed = row["macro_f1"], row["prediction_documents_per_second"]
+        quality, speed = figure(row, "macro_f1"), row["prediction_documents_per_second"]
         cells = [
             shorten(row["name"], 40) + _mark(row),
-            f"{quality['value']:.3f} ({quality['low']:.3f}–{quality['high']:.3f})",
+            quality.written if quality else "–",
             "–" if speed is None else rate(speed["median"]),
             rate(row["training_documents_per_second"]),
             _or_dash(row["training_peak_mib"], ",.0f"),

@@ -25,6 +25,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
 from longarc.data.labels import LabelSpace
+from longarc.data.lengths import LONGEST_TEXT
 from longarc.errors import DataError, ModelError, RunError
 from longarc.files import whole_folder, write_json
 
@@ -32,10 +33,6 @@ MAX_FEATURES = 100_000
 """Most frequent n-grams that are kept. The classifier is dense: C × features × 4 bytes, 0.2 GB at
 450 classes, and twice that while it is fitted. On R52 all 245,000 are no better (macro-F1 .745
 against .748)."""
-
-LONGEST = 1_000_000
-"""Characters of a document that are read: some 150,000 words. A file that went into one cell by
-mistake would otherwise fill the memory with n-grams."""
 
 UNSPACED = 0.25
 """Share of unspaced letters from which texts are cut into characters. A Chinese character says
@@ -254,7 +251,7 @@ def _margins(classifier: Any, classes: int, features: int) -> tuple[np.ndarray, 
 
 
 def _shortened(texts: Iterable[str]) -> Iterable[str]:
-    return (text[:LONGEST] for text in texts)
+    return (text[:LONGEST_TEXT] for text in texts)
 
 
 def _codes(labels: ArrayLike, texts: int, space: LabelSpace) -> np.ndarray:

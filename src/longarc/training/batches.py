@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from longarc.data.lengths import LONGEST_TEXT
 from longarc.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LONGEST_TEXT = 1_000_000
-"""Characters of a text that reach the tokenizer; no model reads further, and time stays bounded."""
 
 
 class Documents(Dataset[dict[str, Any]]):

@@ -19,7 +19,7 @@ def free_space(folder: Path) -> tuple[Path, int]:
     return place, shutil.disk_usage(place).free
 
 
-def refuse_full_disk(run: Path, parameters: int, copies: int = 1 + CHECKPOINTS) -> None:
+def refuse_full_disk(run: Path, parameters: int, copies: int) -> None:
     """Raise RunError where a run folder's disk cannot hold so many copies of the parameters."""
     place, free = free_space(run)
     needed = 4 * parameters * copies

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from longarc.data.check import CheckResult, check_splits
 from longarc.data.columns import Columns
 from longarc.data.examples import Examples, read_examples
-from longarc.data.labels import LabelSpace
+from longarc.data.labels import LabelSpace, flat
 from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
 from longarc.errors import DataError, OptionError
@@ -67,12 +67,13 @@ def prepare(
         parts: dict[str, Examples] = {}
         for name in ("validation", "test"):
             if (source := getattr(config, name)) is not None:
-                parts[name], _ = read_examples(
+                part, _ = read_examples(
                     source,
                     text=columns.text,
                     label=columns.label,
                     label_separator=config.label_separator,
                 )
+                parts[name] = part.spelled_like(flat(examples.labels or ()))
         config = dataclasses.replace(config, text=columns.text, label=columns.label)
         splits = make_splits(
             examples,
@@ -102,7 +103,7 @@ def prepare(
 
 
 def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Examples, Columns]:
-    table = open_table(source)
+    table = open_table(source, to_train=True)
     for note in table.notes:
         reporter.say(note)
     examples, columns = read_examples(

@@ -149,7 +149,7 @@ class _Job:
     # Stages
 
     def _open(self, config: PretrainConfig, data: Any) -> tuple[Table, Columns]:
-        table = open_table(data)
+        table = open_table(data, to_train=True)
         for note in table.notes:
             self.reporter.say(note)
         columns = choose_columns(table, config.text, config.label, need_label=False)
