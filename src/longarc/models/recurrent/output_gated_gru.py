@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
@@ -301,9 +300,13 @@ class _Scan(torch.autograd.Function):
         return torch.cat(turned, dim=1), last[0].contiguous(), last[1].contiguous()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradients of the states before, of W x_t + b, and of U."""
+        if torch.is_grad_enabled():  # PyTorch's once_differentiable would cut the graph in silence
+            raise NotImplementedError(
+                "the output-gated GRU's fused loop has no gradient of the gradient. Call the model "
+                "under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which takes the plain one."
+            )
         outer, last_h, last_c = gradients
         gates, hs, cs, first_h, first_c, *recurrent = ctx.saved_tensors
         steps: _Steps = ctx.steps
