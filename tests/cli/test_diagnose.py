@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 import longarc as package
 from longarc.report.diagnosis import write_diagnosis
@@ -61,6 +62,20 @@ def test_the_loss_is_the_runs(longarc, run, tickets):
     assert float((each - found["loss"]).abs().min()) < 1e-4
     again = opened.diagnose(tickets, documents=5, seed=4)
     assert again["gradient"] == pytest.approx(found["gradient"])
+
+
+def test_a_running_f1_is_each_documents_own(longarc, run, tickets):
+    """A look at one document changes nothing about the next, whatever the order."""
+    file = run / "config.yaml"
+    config, found = yaml.safe_load(file.read_text(encoding="utf-8")), []
+    for statistics in ("running", "batch"):
+        config |= {"loss": "f1-weighted", "loss_options": {"statistics": statistics}}
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        status, printed, err = longarc("diagnose", run, tickets, "--documents", "8", "--json")
+        assert status == 0, err
+        found.append(json.loads(printed))
+    assert found[0]["loss"] == found[1]["loss"]
+    assert found[0]["gradient"] == pytest.approx(found[1]["gradient"], rel=1e-6)
 
 
 def test_a_head_that_was_changed_afterwards_has_another_loss(longarc, run, tickets):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from longarc import Regularizer
 from longarc.errors import LongarcError, ModelError, OptionError
+from longarc.objectives.losses.f1_weighted import F1WeightedCrossEntropy
 from longarc.objectives.losses.registry import build_loss
 from longarc.objectives.regularizers.batch import Batch
 from longarc.objectives.regularizers.fgm import FGM
@@ -342,3 +343,41 @@ def test_a_model_without_embeddings_to_take(name):
     model = torch.nn.Linear(4, 3)
     with pytest.raises(ModelError, match="takes no inputs_embeds"):
         run([name], model, make_batch())
+
+
+class Watched(F1WeightedCrossEntropy):
+    """With a running F1, and all that it has been."""
+
+    def __init__(self):
+        super().__init__("running")
+        self.seen = []
+
+    def _f1(self, p, target):
+        self.seen.append(super()._f1(p, target))
+        return self.seen[-1]
+
+
+TOGETHER = (
+    ["r-drop", "fgm"], ["vat", {"flooding": {"level": 2.5, "per_example": True}}],
+    [{"sam": {"rho": 0.3, "fraction": 0.5}}], ["pgd", "sam", {"gradient-penalty": {"warmup": 0}}],
+    [{"gradient-penalty": {"method": "double-backward", "warmup": 0.0}}],
+    [{"input-gradient-penalty": {"method": "double-backward"}}],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [*([n] for n in REGULARIZERS), *TOGETHER], ids=str)
+def test_a_running_f1_moves_once_a_batch_and_from_the_documents_as_they_are(names):
+    model, batches = make_model(attn_implementation="eager"), cut(make_batch(8), 4, 4)
+    loss, expected = Watched(), Watched()
+    chosen = [n if isinstance(n, dict) else {n: OPTIONS.get(n, {})} for n in names]
+    half = any(isinstance(n, dict) and "fraction" in n.get("sam", {}) for n in names)
+    regularized_backward(model, batches, loss, build_regularizers(chosen), special=SPECIAL)
+    for batch in batches:
+        labels = batch["labels"][::2] if half else batch["labels"]
+        inputs = {k: v[::2] if half else v for k, v in batch.items() if k != "labels"}
+        expected(model(**inputs).logits, labels)
+    torch.testing.assert_close(loss._sums, expected._sums)
+    # One function in all of the step, however often it is evaluated.
+    if names != ["vat"]:
+        assert len(loss.seen) > len(batches)
+    assert all(any(torch.allclose(f1, e) for e in expected.seen) for f1 in loss.seen)

@@ -185,6 +185,38 @@ def test_documents_become_medians():
     assert found.inputs.within[-1] == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_padding_changes_nothing_where_the_batch_has_a_mask(own):
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        vocab_size=30,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).eval()
+
+    def from_logits(model, batch):
+        return nn.functional.cross_entropy(model(**batch).logits, torch.tensor([1]))
+
+    ids, more = torch.randint(3, 30, (1, 12)), {} if own else {"labels": torch.tensor([1])}
+    padded = nn.functional.pad(ids, (0, 9))
+    found, alone, unmasked = (
+        diagnose(model, [batch | more], loss=from_logits if own else None)
+        for batch in (
+            {"input_ids": padded, "attention_mask": (padded > 0).long()},
+            {"input_ids": ids},
+            {"input_ids": padded},
+        )
+    )
+    assert found.inputs.length == alone.inputs.length == 12
+    for part in ("within", "tenths"):
+        one, other = getattr(found.inputs, part), getattr(alone.inputs, part)
+        assert one == pytest.approx(other, rel=1e-3)
+    for one, other in zip(found.sublayers, alone.sublayers, strict=True):
+        assert one.size == pytest.approx(other.size, rel=1e-4)
+        assert one.change == pytest.approx(other.change, rel=1e-3)
+    assert unmasked.inputs.length == 21
+
+
 def test_post_ln_loses_gradient_on_its_way_down_and_pre_ln_gains_it():
     """Twelve layers at a start at which branches count: the published difference."""
     shape = {

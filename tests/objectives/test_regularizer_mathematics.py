@@ -36,6 +36,20 @@ def found(model, batch, *regularizers):
     return loss, gradients(model)
 
 
+def reported(model, batch, *regularizers):
+    """The value of the objective, as a flooding outside would see it."""
+    last, values = regularizers[-1], []
+    inner = last.step
+
+    def watched(sweep, step):
+        values.append(inner(sweep, step))
+        return values[-1]
+
+    last.step = watched
+    found(model, batch, *regularizers)
+    return values[-1]
+
+
 def embed(model, batch):
     return model.bert.embeddings.word_embeddings(batch["input_ids"])
 
@@ -148,6 +162,56 @@ def test_input_gradient_penalty(model, batch):
         errors.append((found(model, batch, near)[1] - expected).norm() / (expected - plain).norm())
     assert errors[0] < 0.1
     assert errors[1] < 0.15 * errors[0]  # of first order in ε
+
+
+def test_input_gradient_penalty_reports_its_objective(model, batch):
+    """By both methods, and cut into batches; so a flooding outside sees the same."""
+    length = slope(model, batch, zeros(model, batch)).flatten(1).norm(dim=1)
+    plain = losses_at(model, batch, embed(model, batch)).mean().detach()
+    penalty = 0.3 * length.square().mean()
+    assert penalty > 0.1 * plain
+    exact = InputGradientPenalty(weight=0.3, method="double-backward")
+    same(reported(model, cut(batch, 2, 4), exact), plain + penalty)
+    errors = []
+    for epsilon in (1e-2, 1e-3):
+        near = InputGradientPenalty(weight=0.3, epsilon=epsilon)
+        error = reported(model, cut(batch, 2, 4), near) - plain - penalty
+        errors.append(float(error.abs() / penalty))
+    assert errors[0] < 0.1
+    assert errors[1] < 0.15 * errors[0]
+    # Between the objective and that with twice the penalty, descent is right.
+    chosen = InputGradientPenalty(weight=0.3, epsilon=1e-3)
+    _, descent = found(model, batch, chosen)
+    for level, sign in ((0.5, 1), (1.5, -1)):
+        flooding = Flooding(float(plain + level * penalty))
+        same(found(model, batch, chosen, flooding)[1], sign * descent)
+
+
+def test_all_others_report_their_objective_too(model, batch):
+    e, parts = embed(model, batch), cut(batch, 2, 4)
+
+    def at(r):
+        return losses_at(model, batch, e + r).mean().detach()
+
+    plain, zero = at(0.0), zeros(model, batch)
+    r = 0.4 * normalised(slope(model, batch, zero))
+    same(reported(model, parts, FGM(epsilon=0.4, weight=0.5)), plain + 0.5 * at(r))
+    further = r + 0.4 * normalised(slope(model, batch, r))
+    twice = {"epsilon": 5.0, "step_size": 0.4, "steps": 2}
+    same(reported(model, parts, PGD(**twice, weight=0.5)), plain + 0.5 * at(further))
+    same(reported(model, parts, FreeLB(**twice)), (plain + at(r)) / 2)
+    same(reported(model, parts, RDrop(alpha=0.7)), plain)  # without dropout
+    same(reported(model, parts, Flooding(9.0)), 18.0 - plain)
+    gradient = flat(model, losses_at(model, batch, embed(model, batch)).mean())
+    for method in METHODS:
+        penalty = GradientPenalty(weight=0.2, method=method, warmup=0.0)
+        same(reported(model, parts, penalty), plain + 0.2 * gradient.square().sum())
+    place = (
+        torch.nn.utils.parameters_to_vector(model.parameters()) + 0.3 * gradient / gradient.norm()
+    )
+    sharp = reported(model, parts, SAM(rho=0.3))
+    torch.nn.utils.vector_to_parameters(place, model.parameters())
+    same(sharp, losses_at(model, batch, embed(model, batch)).mean().detach())
 
 
 def test_gradient_penalty(model, batch):
@@ -288,6 +352,10 @@ def test_vat_moves_where_predictions_change_most(model, batch):
     plain = flat(model, losses_at(model, one, embed(model, one)).mean())
     nearest = min((gradient - g).norm() for g in sign)
     assert nearest < 0.02 * (gradient - plain).norm()
+    torch.manual_seed(0)
+    added = reported(model, one, chosen) - losses_at(model, one, e).mean().detach()
+    ends = [apart(sign * 0.01 * vectors[:, -1]) for sign in (1, -1)]
+    assert min(abs(added - end) for end in ends) < 0.02 * max(ends)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

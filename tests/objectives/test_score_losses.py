@@ -268,6 +268,33 @@ def test_running_f1_is_neither_rounded_nor_saved(logits):
     assert value.device.type == "meta"
 
 
+def test_running_f1_starts_anew_and_ends_as_the_calls_own(logits):
+    """As a probe and a training ask for: the start, the end, and what is between."""
+    loss, batch = running(), F1WeightedCrossEntropy()
+    first = loss(logits, TARGET)
+    loss.set_progress(0.5)
+    assert not torch.equal(loss(-logits, TARGET), batch(-logits, TARGET))
+    kept = loss._sums
+    loss.set_progress(1.0)
+    for z in (logits, -logits):
+        assert torch.equal(loss(z, TARGET), batch(z, TARGET))
+    assert loss._sums is kept
+    loss.set_progress(0.0)
+    assert torch.equal(loss(logits, TARGET), first)
+
+
+def test_running_f1_once_frozen_is_a_function(logits):
+    loss = running()
+    loss(logits, TARGET)
+    kept, frozen = loss._sums, loss.frozen()
+    before = frozen(-logits, TARGET)
+    assert loss._sums is kept
+    loss(-logits, TARGET)
+    assert loss._sums is not kept, "the loss itself goes on"
+    assert loss.training
+    assert torch.equal(frozen(-logits, TARGET), before)
+
+
 def test_running_f1_refuses_another_number_of_classes(logits):
     loss = build_loss("f1-weighted", class_counts=[3, 1], options={"statistics": "running"})
     loss(logits, TARGET)

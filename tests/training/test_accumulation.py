@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
+from longarc.objectives.losses.f1_weighted import F1WeightedCrossEntropy
 from longarc.objectives.losses.registry import build_loss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.trainer import Trainer
@@ -140,3 +141,27 @@ def test_the_logged_loss_is_the_mean_over_the_step(tiny, tokenizer, tmp_path):
     loss = build_loss("class-weighted", class_counts=COUNTS)
     trainer = train(tiny, model, documents, collate, loss, tmp_path, 2, 4)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(first, abs=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_running_f1_moves_once_a_batch(tiny, tokenizer, tmp_path, checkpointing):
+    """As in a plain loop, and anew in a second training, whatever the first one left."""
+    texts, target = tiny.make_table(24)
+    documents, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
+    loss, by_hand = F1WeightedCrossEntropy("running"), F1WeightedCrossEntropy("running")
+    expected = tiny.make_model().double().train()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    for first in range(0, 8 * STEPS, 8):
+        optimizer.zero_grad()
+        for start in (first, first + 4):
+            batch = collate([documents[i] for i in range(start, start + 4)])
+            labels = batch.pop("labels")
+            (by_hand(expected(**batch).logits, labels, reduction="sum") / 8).backward()
+        optimizer.step()
+    for _ in range(2):
+        model = tiny.make_model().double()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        train(tiny, model, documents, collate, loss, tmp_path, 4, 2)
+        assert_same(model, expected, 1e-12)
+        torch.testing.assert_close(loss._sums, by_hand._sums)

@@ -9,8 +9,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from longarc.objectives.losses.f1_weighted import F1WeightedCrossEntropy
 from longarc.objectives.losses.registry import build_loss
 from longarc.training.probe import Probe, fit_probe
+from longarc.training.probe_temperature import temperature
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +222,20 @@ def test_on_the_real_encoders_features(minilm, tiny):
         final_linear(model).weight.copy_(probe.weight)
         final_linear(model).bias.copy_(probe.bias)
     np.testing.assert_allclose(predictor.logits(texts), probe.logits(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_running_f1_is_that_of_all_documents(digits, several):
+    x, y = digits
+    y = torch.nn.functional.one_hot(y) if several else y
+    loss, batch = (
+        F1WeightedCrossEntropy(statistics, multi_label=several)
+        for statistics in ("running", "batch")
+    )
+    options = {"classes": 10, "score": no_score, "penalties": (1e-1, 1e-2), "max_iterations": 20}
+    found, expected = (fit_probe(x, y, each, **options) for each in (loss, batch))
+    assert torch.equal(found.weight, expected.weight)
+    again = fit_probe(x, y, loss, **options)
+    assert torch.equal(again.weight, found.weight), "a probe leaves nothing behind"
+    assert temperature(found, x[:100], y[:100], loss) == temperature(found, x[:100], y[:100], batch)
+    assert loss._sums is None

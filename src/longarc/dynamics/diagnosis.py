@@ -123,7 +123,7 @@ def diagnose(
     Args:
         model: any module.
         batches: what the loss takes, each; by default keyword arguments of a Hugging Face model,
-            labels among them.
+            labels among them. An ``attention_mask`` (b, n) in it says which tokens are no padding.
         loss: a function of model and batch that returns a scalar; ``model(**batch).loss`` by
             default.
         exact: of so many batches, the first ones, dL/dU of recurrent layers is also split by how

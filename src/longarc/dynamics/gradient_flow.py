@@ -94,7 +94,6 @@ def gradient_flow(
     batch: Any,
     *,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    mask: Tensor | None = None,
     exact: bool = False,
     documents: int = DOCUMENTS,
 ) -> GradientFlow:
@@ -112,10 +111,10 @@ def gradient_flow(
     Args:
         model: any module.
         batch: what the loss takes; by default the keyword arguments of a Hugging Face model, labels
-            among them.
+            among them. An ``attention_mask`` (b, n) in it, 0 for padding, says which tokens count;
+            without one all do.
         loss: a function of model and batch that returns a scalar; ``model(**batch).loss`` by
             default.
-        mask: (b, n), 0 for padding; the batch's ``attention_mask`` by default, or none.
         exact: also split recurrent layers' dL/dU by how many steps its parts crossed, which takes
             about n/2 backward passes of the layer.
         documents: of the batch, the first ones, that recurrent layers are followed on.
@@ -141,8 +140,6 @@ def gradient_flow(
             "follow. Unfreeze what training would move."
         )
     call = loss_of_output if loss is None else loss
-    if mask is None and hasattr(batch, "keys") and "attention_mask" in batch:
-        mask = batch["attention_mask"]
     with torch.enable_grad():
         with Watch(model) as watch:
             value = replayed(lambda: call(model, batch), weights)()
@@ -152,6 +149,7 @@ def gradient_flow(
                 "mean, not detached."
             )
         gradient_of = _differentiate(value.sum(), watch, weights)
+    mask = batch["attention_mask"] if hasattr(batch, "keys") and "attention_mask" in batch else None
     seen = mask.bool() if mask is not None and mask.ndim == 2 else None
     return GradientFlow(
         loss=float(value.detach()),

@@ -162,6 +162,7 @@ def _of_run(
         space.encode(examples.labels or [])
     loss = trained_loss(folder)
     if loss is not None:
+        loss.set_progress(1.0)  # the training is over
         followed = f"the loss of the run ({config.loss})"
     else:  # it trained another head, or not this sum
         loss, followed = _usual_loss(space)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -91,9 +92,8 @@ def test_gradcheck_and_twice_with_plain_kernels():
 def test_a_second_derivative_of_the_fused_loop_is_refused():
     cell = OutputGatedGRU(2, 3)
     x = torch.randn(4, 1, 2, requires_grad=True)
-    (first,) = torch.autograd.grad(cell(x)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    with pytest.raises(NotImplementedError, match="no gradient of the gradient"):
+        torch.autograd.grad(cell(x)[0].square().sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -136,3 +136,82 @@ def test_wrong_widths_are_told():
         cell(torch.randn(5, 1, 2))
     with pytest.raises(RuntimeError, match=r"\(1, 2, 4\), found \(1, 1, 4\)"):
         cell(torch.randn(5, 2, 3), (torch.zeros(1, 1, 4), torch.zeros(1, 2, 4)))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_the_gradients_that_come_in_stay_as_they_are(both):
+    cell = OutputGatedGRU(2, 3, bidirectional=both)
+    x = torch.randn(4, 2, 2, requires_grad=True)
+    out, (h, c) = cell(x)
+    given = [torch.randn_like(part) for part in (out, h, c)]
+    before = [part.clone() for part in given]
+    torch.autograd.grad((out, h, c), [x, *cell.parameters()], given)
+    for part, same in zip(given, before, strict=True):
+        assert torch.equal(part, same)
+
+
+def test_two_cells_may_share_the_gradient_of_their_c():
+    cells = [OutputGatedGRU(2, 3, dtype=torch.float64) for _ in range(2)]
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    weights = [w for cell in cells for w in cell.parameters()]
+    found = []
+    for plain in (False, True):
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            c_a, c_b = (cell(x)[1][1] for cell in cells)
+        found.append(torch.autograd.grad((c_a + c_b).square().sum(), weights))
+    torch.testing.assert_close(*found)
+
+
+def test_under_autocast_it_is_called_and_typed_like_nn_lstm():
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "batch_first": True, "bidirectional": True}
+    mine, theirs = OutputGatedGRU(3, 4, **options), nn.LSTM(3, 4, **options)
+    x = torch.randn(2, 5, 3)
+    state = (torch.randn(4, 2, 4), torch.randn(4, 2, 4))
+    for given in (None, state, tuple(part.bfloat16() for part in state)):
+        found = []
+        for cell in (mine, theirs):
+            with torch.autocast("cpu", torch.bfloat16):
+                out, (h, c) = cell(x, given)
+            found.append([part.dtype for part in (out, h, c)])
+        assert found[0] == found[1] == [torch.bfloat16] * 3
+    packed = pack_padded_sequence(x, torch.tensor([3, 5]), True, enforce_sorted=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        again, _ = mine(packed)
+        alone, _ = mine(x[1])
+    assert again.data.dtype == alone.dtype == torch.bfloat16
+    torch.testing.assert_close(alone, pad_packed_sequence(again, batch_first=True)[0][1])
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
+def test_under_autocast_the_steps_keep_the_weights_precision(plain):
+    """Where the product with the inputs is exact in bfloat16, nothing but the result is rounded."""
+    torch.manual_seed(0)
+    cell = OutputGatedGRU(1, 4)
+    with torch.no_grad():
+        for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+            getattr(cell, name).zero_()
+    state = tuple(torch.randn(1, 2, 4, requires_grad=True) for _ in range(2))
+    wanted, found = [*state, cell.weight_hh_l0], []
+    for mixed in (False, True):
+        kernels = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+        with kernels, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out, (h, c) = cell(torch.zeros(300, 2, 1), state)
+        gradients = torch.autograd.grad(out[:50].float().sum() + c.float().sum(), wanted)
+        found.append((out, h, c, gradients))
+    for exact, rounded in zip(found[0][:3], found[1][:3], strict=True):
+        assert torch.equal(exact.bfloat16(), rounded)
+    torch.testing.assert_close(found[0][3], found[1][3])
+
+
+def test_a_step_of_training_under_autocast_is_near_the_exact_one():
+    torch.manual_seed(0)
+    cell = OutputGatedGRU(3, 8, num_layers=2, bidirectional=True)
+    x, found = torch.randn(6, 2, 3), []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = cell(x)[0].float().square().mean()
+        found.append(torch.autograd.grad(loss, list(cell.parameters())))
+    assert {g.dtype for g in found[1]} == {torch.float32}
+    exact, rounded = (torch.cat([g.flatten() for g in gradients]) for gradients in found)
+    assert (exact - rounded).norm() < 0.02 * exact.norm()

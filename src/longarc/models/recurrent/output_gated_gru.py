@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
@@ -71,6 +70,10 @@ class OutputGatedGRU(nn.Module):
     ``(h, c)`` before the first step, zeros by default. Returns the outputs and the last (h, c).
     Second derivatives and forward mode take the plain loop: ``sdpa_kernel(SDPBackend.MATH)`` around
     the call asks for it, as it does of attention.
+
+    Under ``torch.autocast`` outputs and states are in autocast's type, as ``nn.LSTM``'s are, and so
+    is the product with the inputs. The steps keep the weights' own precision: a state that every
+    step adds to loses in bfloat16 what is small.
 
     >>> cell = OutputGatedGRU(4, 8, batch_first=True, bidirectional=True)
     >>> outputs, (h, c) = cell(torch.randn(2, 5, 4))
@@ -184,13 +187,13 @@ class OutputGatedGRU(nn.Module):
                 bias = getattr(self, f"bias_ih_{end}") + getattr(self, f"bias_hh_{end}")
             products.append(functional.linear(x, getattr(self, f"weight_ih_{end}"), bias))
             recurrent.append(getattr(self, f"weight_hh_{end}"))
-        parts = (*products, *recurrent, h, c)
-        plain = plain_kernels_wanted() or any(
-            forward_ad.unpack_dual(part).tangent is not None for part in parts
-        )
-        if plain:
-            return _loop(products, recurrent, h, c, steps)
-        return _Scan.apply(steps, h, c, *products, *recurrent)  # pyright: ignore
+        if not torch.is_autocast_enabled(x.device.type):
+            return _all_steps(products, recurrent, h, c, steps)
+        lower, own = products[0].dtype, recurrent[0].dtype
+        with torch.autocast(x.device.type, enabled=False):
+            products = [product.to(own) for product in products]
+            outputs, h, c = _all_steps(products, recurrent, h.to(own), c.to(own), steps)
+            return outputs.to(lower), h.to(lower), c.to(lower)
 
     def _ends(self, layer: int) -> list[str]:
         return [f"l{layer}" + end for end in ("", "_reverse")[: self.directions]]
@@ -215,6 +218,19 @@ class _Steps:
     def turned(self, rows: Tensor, direction: int) -> Tensor:
         """(N, ·) in the order of a direction's own steps, or back: each document is mirrored."""
         return rows.index_select(0, self.mirrored) if direction else rows
+
+
+def _all_steps(
+    products: list[Tensor], recurrent: list[Tensor], h: Tensor, c: Tensor, steps: _Steps
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer from W x_t + b on, by the kernel that can do what the caller wants."""
+    parts = (*products, *recurrent, h, c)
+    plain = plain_kernels_wanted() or any(
+        forward_ad.unpack_dual(part).tangent is not None for part in parts
+    )
+    if plain:
+        return _loop(products, recurrent, h, c, steps)
+    return _Scan.apply(steps, h, c, *products, *recurrent)  # pyright: ignore
 
 
 def _loop(
@@ -264,20 +280,19 @@ class _Scan(torch.autograd.Function):
         sigmoids = gates[..., : 2 * hidden].split(steps.sizes)
         r, z, candidate = (part.split(steps.sizes) for part in gates.chunk(3, dim=-1))
         h_before, c_before = first_h, first_c
-        with torch.autocast(gates.device.type, enabled=False):
-            for t, (h_t, c_t) in enumerate(
-                zip(hs.split(steps.sizes), cs.split(steps.sizes), strict=True)
-            ):
-                size = len(h_t)
-                if len(h_before) != size:
-                    h_before, c_before = h_before[:size], c_before[:size]
-                for i, weight in enumerate(transposed):
-                    sums[i][t].addmm_(h_before[:, i], weight)
-                sigmoids[t].sigmoid_()
-                candidate[t].tanh_()
-                torch.lerp(c_before, candidate[t], z[t], out=c_t)
-                torch.mul(r[t], c_t, out=h_t)
-                h_before, c_before = h_t, c_t
+        for t, (h_t, c_t) in enumerate(
+            zip(hs.split(steps.sizes), cs.split(steps.sizes), strict=True)
+        ):
+            size = len(h_t)
+            if len(h_before) != size:
+                h_before, c_before = h_before[:size], c_before[:size]
+            for i, weight in enumerate(transposed):
+                sums[i][t].addmm_(h_before[:, i], weight)
+            sigmoids[t].sigmoid_()
+            candidate[t].tanh_()
+            torch.lerp(c_before, candidate[t], z[t], out=c_t)
+            torch.mul(r[t], c_t, out=h_t)
+            h_before, c_before = h_t, c_t
         ctx.steps = steps
         ctx.save_for_backward(gates, hs, cs, first_h, first_c, *recurrent)
         turned = [steps.turned(hs[:, i], i) for i in range(directions)]
@@ -285,9 +300,13 @@ class _Scan(torch.autograd.Function):
         return torch.cat(turned, dim=1), last[0].contiguous(), last[1].contiguous()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradients of the states before, of W x_t + b, and of U."""
+        if torch.is_grad_enabled():  # PyTorch's once_differentiable would cut the graph in silence
+            raise NotImplementedError(
+                "the output-gated GRU's fused loop has no gradient of the gradient. Call the model "
+                "under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which takes the plain one."
+            )
         outer, last_h, last_c = gradients
         gates, hs, cs, first_h, first_c, *recurrent = ctx.saved_tensors
         steps: _Steps = ctx.steps
@@ -296,7 +315,8 @@ class _Scan(torch.autograd.Function):
         for i, part in enumerate(outer.chunk(directions, dim=1)):
             dh[:, i] = steps.turned(part, i)
         dh.index_add_(0, steps.last, last_h.transpose(0, 1))
-        dc = last_c.transpose(0, 1).contiguous()
+        # A copy even where the order is the same: the loop works in it, and it may be another's.
+        dc = last_c.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
         r, z, candidate = gates.chunk(3, dim=-1)
         keep = 1 - z

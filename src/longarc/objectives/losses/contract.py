@@ -123,8 +123,17 @@ class Loss(nn.Module):
         """Take note of how much of the training is done, 0 to 1; by default of no concern.
 
         The trainer says so before each update: 0 before the first, never quite 1. For a loss with a
-        schedule of its own, such as ``LDAMLoss``.
+        schedule of its own, such as ``LDAMLoss``. 1 is the end, as a probe that is to start the
+        training minimises it.
         """
+
+    def frozen(self) -> Loss:
+        """Return the loss as it is now, for further calls within a step.
+
+        The one that is returned gathers nothing from what it is called with. By default the loss
+        itself: one with running statistics returns a copy that leaves them alone.
+        """
+        return self
 
     def forward(
         self, logits: Tensor, target: Tensor, *, reduction: Reduction | None = None

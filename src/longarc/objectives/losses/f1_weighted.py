@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -37,8 +38,11 @@ class F1WeightedCrossEntropy(Loss):
       of its own.
     - ``statistics="running"``: both sums of F are exponential averages over the batches so far, for
       many classes and small batches. Calls in training mode with gradients enabled update them,
-      others use them as they are; before the first update F is 0. They are not in a checkpoint:
-      after a resume they start anew. Processes that train in parallel each keep their own.
+      others use them as they are; before the first update F is 0. Where a step calls the loss
+      several times, as with regularizers, the first call updates them (``frozen``). They are not in
+      a checkpoint: after a resume they start anew. Processes that train in parallel each keep their
+      own. ``set_progress(0.0)`` forgets them. At ``set_progress(1.0)``, which a probe asks for, the
+      call's own F stands for what they tend to, and they stay as they are.
 
     Args:
         statistics: ``"batch"`` (default: it remembers nothing) or ``"running"``.
@@ -74,6 +78,17 @@ class F1WeightedCrossEntropy(Loss):
         self.momentum = check_number("momentum", momentum, below=1.0)
         # Σ t p and Σ (t + p), (2, C). Not a buffer: .half() would round it.
         self._sums: Tensor | None = None
+        self._at_end = False
+
+    def set_progress(self, fraction: float) -> None:
+        """Forget the running sums at the start, and do without them at the end."""
+        if fraction == 0:
+            self._sums = None
+        self._at_end = fraction == 1
+
+    def frozen(self) -> Loss:
+        """The same with F as it is now, if it is a running one."""
+        return copy.copy(self).eval()  # updates replace the sums: a shallow copy keeps its own
 
     def in_batch(self, logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         """Return the weighted cross-entropy of each example, (b,)."""
@@ -81,7 +96,7 @@ class F1WeightedCrossEntropy(Loss):
 
     def _f1(self, p: Tensor, target: Tensor) -> Tensor:
         sums = _sums(p, target)
-        if self.statistics == "batch":
+        if self.statistics == "batch" or self._at_end:
             return _f1_of(sums)
         past = torch.zeros_like(sums) if self._sums is None else self._sums.to(sums)
         check_classes("the running F1", past[0], p)

@@ -20,6 +20,22 @@ from longarc.objectives.regularizers.embeddings import (
 from longarc.objectives.regularizers.randomness import Randomness
 
 
+class _CallsOfStep:
+    """A loss whose first call alone may update what it gathers over the training.
+
+    That call is for the documents as they are, at the weights as they are. All others of the step,
+    at whatever is changed, are then of the very same function.
+    """
+
+    def __init__(self, loss: Loss):
+        self._loss = loss
+
+    def __call__(self, *arguments: Any, **more: Any) -> Tensor:
+        value = self._loss(*arguments, **more)
+        self._loss = self._loss.frozen()
+        return value
+
+
 class Batch:
     """The loss of one batch as a function of what is added to its token embeddings.
 
@@ -58,6 +74,7 @@ class Batch:
         self.inputs = dict(inputs)
         self.target = target
         self.loss = loss
+        self._losses = _CallsOfStep(loss)
         self.regularizers = regularizers
         self.special = special
         self.per_loss = per_loss
@@ -126,7 +143,7 @@ class Batch:
     def plain(self) -> Tensor:
         """The batch's part in the loss that no regularizer has changed, without a graph."""
         if self._share is None or self._losses_change:
-            loss = self.loss(self.plain_logits, self.target, **self.of_loss, reduction="sum")
+            loss = self._losses(self.plain_logits, self.target, **self.of_loss, reduction="sum")
             return loss.detach() * self.per_loss
         return self._share
 
@@ -164,11 +181,11 @@ class Batch:
         self._gradient = None
 
     def part(self, fraction: float) -> Batch:
-        """Every so-manieth document as a batch that stands for this one."""
+        """Every so-manieth document as a batch that stands for this one, with its loss."""
         rows = len(self.target)
         count = max(1, round(fraction * rows))
         kept = torch.arange(count, device=self.target.device) * rows // count
-        return Batch(
+        part = Batch(
             self.model,
             {k: v[kept] if isinstance(v, Tensor) else v for k, v in self.inputs.items()},
             self.target[kept],
@@ -180,6 +197,8 @@ class Batch:
             gradient_scale=self.gradient_scale,
             of_loss=self.of_loss,
         )
+        part._losses = self._losses
+        return part
 
     # Inside
 
@@ -193,8 +212,8 @@ class Batch:
 
     def _sum(self, logits: Tensor) -> Tensor:
         if not self._losses_change:
-            return self.loss(logits, self.target, **self.of_loss, reduction="sum")
-        losses = self.loss(logits, self.target, **self.of_loss, reduction="none")
+            return self._losses(logits, self.target, **self.of_loss, reduction="sum")
+        losses = self._losses(logits, self.target, **self.of_loss, reduction="none")
         ignored = self.target == self.loss.ignore_index
         losses = losses[~(ignored if ignored.ndim == 1 else ignored.all(1))]
         for regularizer in self.regularizers:

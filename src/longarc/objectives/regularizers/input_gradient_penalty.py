@@ -65,7 +65,9 @@ class InputGradientPenalty(Regularizer):
         if self.method == "finite-difference":
             slope = batch.gradient / batch.per_loss  # of each document's own loss
             moved = batch.share(batch.logits(self.epsilon * slope))
-            yield 2 * self.weight / self.epsilon * moved
+            difference = 2 * self.weight / self.epsilon * moved
+            # With what is taken of L it is 2λ‖v‖², whose gradient at a fixed v is that of λ‖v‖².
+            yield difference - self.weight * slope.square().sum() * batch.per_loss
             return
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             change = batch.no_change()

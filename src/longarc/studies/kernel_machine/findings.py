@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from longarc.studies.kernel_machine.ledger import GAUSSIANS, PATH, Edits
 from longarc.studies.kernel_machine.measured import Measured
 from longarc.studies.kernel_machine.neighbours import TOP
-from longarc.studies.kernel_machine.walks import ORDERS, slope
+from longarc.studies.kernel_machine.walks import ORDERS
 from longarc.studies.shared.intervals import interval
+from longarc.studies.shared.power_law import slope
 from longarc.studies.study import Finding
 
 CLOSE = 0.1  # an order of convergence, to count as the one expected

@@ -5,7 +5,7 @@ S networks are trained side by side; f are the logits of Q images that they were
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,17 +95,6 @@ def pulls(weights: Tensor, digits: Digits) -> Tensor:
     scores = logits(weights, digits.x)
     truth = functional.one_hot(digits.y, scores.shape[2]).to(scores)
     return (truth - scores.softmax(2)) / digits.x.shape[1]
-
-
-def slope(rates: Sequence[float], errors: Sequence[float]) -> float:
-    """The order: how steeply the logarithm of the error rises with that of the rate.
-
-    >>> slope([0.1, 0.2, 0.4], [1.0, 4.0, 16.0])
-    2.0
-    """
-    x, y = torch.tensor(rates).double().log(), torch.tensor(errors).double().log()
-    x = x - x.mean()
-    return round(float((x * y).sum() / (x * x).sum()), 6)
 
 
 def _along(weights: Tensor, moved: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from longarc.studies.learning_rate.product import slope
 from longarc.studies.learning_rate.runs import NOISE, WRONG, Size, walk
 from longarc.studies.shared.digits_networks import (
     Digits,
@@ -19,6 +18,7 @@ from longarc.studies.shared.digits_networks import (
     slope_at,
     start_weights,
 )
+from longarc.studies.shared.power_law import slope
 
 PAIR_RATES = (0.1, 0.05, 0.025, 0.0125)
 

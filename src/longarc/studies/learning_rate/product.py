@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longarc.dynamics.modified_flow import ORDERS, gradient_descent, modified_flow
+from longarc.studies.shared.power_law import slope
 
 TARGET = 0.6
 
@@ -72,19 +72,6 @@ def product_loss(weights: Tensor) -> Tensor:
     """(0.6 − a b)² / 2 of weights (a, b): y = a·b·x at x = 1, y = 0.6."""
     a, b = weights
     return (TARGET - a * b).square() / 2
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of log y against log x, by least squares.
-
-    >>> round(slope([1, 2, 4], [3, 12, 48]), 6)
-    2.0
-    """
-    u, v = ([math.log(value) for value in values] for values in (x, y))
-    middle = sum(u) / len(u)
-    return sum((a - middle) * b for a, b in zip(u, v, strict=True)) / sum(
-        (a - middle) ** 2 for a in u
-    )
 
 
 def path_name(order: int) -> str:

@@ -26,8 +26,8 @@ from longarc.training.probe import fit_probe
 
 RATE = 0.1
 
-Heads = Literal["hidden", "output", "layer", "none"]
 Predictor = Literal["learned", "fixed", "none"]
+Heads = Literal["hidden", "output", "layer", "none"]
 """Where the heads normalise: over the batch between layers, after the last too; an example's
 numbers; nowhere."""
 
