@@ -97,6 +97,7 @@ class _Back:
         self.asking = QueryGradients(replay.model, queries, replay.parameters)
         self.number = len(queries)
         self.layers_serve = self.batched = True
+        self.autocast = bool(self.path.about["autocast"])
         if any(group["options"].get("amsgrad") for group in self.path.about["groups"]):
             raise OptionError("effects are not known for AMSGrad. Expected Adam, AdamW or SGD.")
 
@@ -143,11 +144,12 @@ class _Back:
         """Raise ModelError where the training cannot be differentiated twice."""
         with torch.no_grad():
             logits = self.replay.logits(batch)
-            if not alike(self._plain_logits(batch), logits):
+            if not alike(self._plain_logits(batch), logits, autocast=self.autocast):
                 raise ModelError(
                     "effects need torch's plain attention, and with dropout it drops other weights "
                     "here than the kernel of the training. Ask for contributions instead (method "
-                    "exact or indexed), or train without dropout in attention."
+                    "exact or indexed), or train a model whose config.json has none in attention "
+                    "(attention_probs_dropout_prob: 0)."
                 )
         parameters = list(self.all.values())
         self.loss.set_progress(self.path.progress(batch.step))
@@ -303,15 +305,14 @@ class _Back:
             self.model.zero_grad()  # the replay's own gradient is still there
             products = by_layers(self.model, directions, backward)
             gradients = {n: self.all[n].grad for n in directions}
-            autocast = bool(self.path.about["autocast"])
             self.layers_serve = products is not None and adds_up(
-                products, directions, gradients, autocast=autocast
+                products, directions, gradients, autocast=self.autocast
             )
             self.model.zero_grad()
             if products is not None and self.layers_serve:
                 return products
         gradient = batch.gradient.to(next(iter(directions.values())))
-        return by_passes(self.model, directions, forward, gradient)
+        return by_passes(self.model, directions, forward, gradient, autocast=self.autocast)
 
     def _add_curvature(
         self, graph: Iterable[Tensor], names: list[str], directions: Mapping[str, Tensor]

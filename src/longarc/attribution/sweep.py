@@ -385,7 +385,8 @@ class _Sweep:
         if products is None:
             gradient = gradient.to(next(iter(directions.values())))
             directions = {n: self.asking.whole(n, d) for n, d in directions.items()}
-            products = by_passes(self.model, directions, forward, gradient)
+            autocast = bool(self.path.about["autocast"])
+            products = by_passes(self.model, directions, forward, gradient, autocast=autocast)
         return gain * products
 
     def _sums_agree(self, products: Tensor, directions: Mapping[str, Tensor]) -> bool:
