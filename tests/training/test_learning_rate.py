@@ -172,8 +172,9 @@ def test_the_best_is_by_macro_f1_and_of_equals_by_loss():
         return best_of([row | {"macro_f1_error": error} for row in rows])["learning_rate"]
 
     assert chosen(TIED / 5) == 2.0
-    assert chosen(3 * TIED) == 3.0
-    assert chosen(3 * TIED, rows[3:]) == 4.0
+    assert chosen(0.9 * TIED) == 2.0
+    assert chosen(1.1 * TIED) == 3.0
+    assert chosen(1.1 * TIED, rows[3:]) == 4.0
 
 
 def test_the_error_of_macro_f1_is_what_other_documents_would_differ_by():

@@ -72,7 +72,8 @@ def search_learning_rate(
     :func:`~longarc.training.learning_rate.bounds.learning_rate_range`. Then a few rates in it are
     tried, each in a run of ``fraction`` of the steps with the run's own schedule, seed, loss,
     regularizers and sampler, from the same weights. Recommended is the one with the best macro-F1
-    on the validation documents; of those within its standard error the one with the least loss.
+    on the validation documents; of those within two of its standard errors the one with the least
+    loss.
 
     A short run favours larger rates than a long one does, as it has less time; the larger
     ``fraction``, the less so.
