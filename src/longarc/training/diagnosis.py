@@ -148,7 +148,7 @@ def _of_run(
     text = text or config.text
     if label is None and config.label in open_table(data).columns:
         label = config.label
-    examples = _read(data, text, label, config.label_separator)
+    examples = _read(data, text, label, config.label_separator).spelled_like(space.names)
     if label is not None and not space.multi_label:
         space.encode(examples.labels or [])  # lists are refused
         known = [i for i, name in enumerate(examples.labels or []) if name in space.index]
