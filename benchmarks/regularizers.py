@@ -208,25 +208,30 @@ def _documents(chosen: argparse.Namespace, seed: int) -> tuple[Examples, Example
 
 
 def tables() -> str:
-    """The latest rows as Markdown."""
-    latest: dict[tuple[str, str, str], dict[str, Any]] = {}
+    """The latest rows as Markdown, a table for each task and size."""
+    costs: dict[str, dict[str, Any]] = {}
+    qualities: dict[str, dict[str, dict[str, Any]]] = {}
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if row["benchmark"].startswith("regularizers-"):
-            options = "".join(f", {k} {v:g}" for k, v in row.get("options", {}).items())
-            latest[row["benchmark"], row.get("task", ""), row["regularizer"] + options] = row
+        if row["benchmark"] == "regularizers-cost":
+            costs[row["regularizer"]] = row
+        elif row["benchmark"] == "regularizers-quality":
+            of = (
+                f"{row['task']}, {row['documents']:,} documents of {row['max_length']} tokens, "
+                f"{row['epochs']} epochs, {len(row['seeds'])} draws"
+            )
+            options = "".join(f", {k} {v:g}" for k, v in row["options"].items())
+            qualities.setdefault(of, {})[row["regularizer"] + options] = row
     lines = ["| regularizer | time of a step, plain = 1 |", "|---|---|"]
-    for (benchmark, _, name), row in latest.items():
-        if benchmark == "regularizers-cost":
-            r = row["ratio"]
-            lines.append(f"| {name} | {r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f}) |")
-    for task in dict.fromkeys(t for b, t, _ in latest if b == "regularizers-quality"):
-        lines += ["", task, "", "| regularizer | " + " | ".join(FIGURES.values()) + " | minutes |"]
+    for name, row in costs.items():
+        r = row["ratio"]
+        lines.append(f"| {name} | {r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f}) |")
+    for of, rows in qualities.items():
+        lines += ["", of, "", "| regularizer | " + " | ".join(FIGURES.values()) + " | minutes |"]
         lines.append("|---" * (len(FIGURES) + 2) + "|")
-        for (_, of_task, name), row in latest.items():
-            if of_task == task:
-                cells = [_cell(row, figure) for figure in FIGURES]
-                lines.append(f"| {name} | {' | '.join(cells)} | {row['minutes']['mean']:.1f} |")
+        for name, row in rows.items():
+            cells = [_cell(row, figure) for figure in FIGURES]
+            lines.append(f"| {name} | {' | '.join(cells)} | {row['minutes']['mean']:.1f} |")
     return "\n".join(lines)
 
 
