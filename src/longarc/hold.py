@@ -39,15 +39,8 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     ...     pass
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            lock = FileLock(folder / LOCK).acquire(timeout=wait)
-        except Timeout:
-            raise RunError(f"{folder} is in use: {_holder(folder)}") from None
-        except (OSError, NotImplementedError):  # the second by an older filelock
-            lock = nullcontext()
-        with lock:
+        with _locked(folder, wait):
             me = {
                 "process": os.getpid(),
                 "machine": platform.node(),
@@ -57,13 +50,30 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
             try:
                 yield
             finally:
-                (folder / HOLDER).unlink(missing_ok=True)
-                if folder.is_dir() and is_empty(folder):
-                    (folder / LOCK).unlink(missing_ok=True)
+                for name in (HOLDER, LOCK):
+                    with suppress(OSError):  # where an open file cannot be deleted, it stays
+                        (folder / name).unlink()
     finally:
         with suppress(OSError):  # until one that has something in it
             for path in made:
                 path.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, wait: float) -> Iterator[None]:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(folder / LOCK).acquire(timeout=wait)
+        except Timeout:
+            raise RunError(f"{folder} is in use: {_holder(folder)}") from None
+        except (OSError, NotImplementedError):  # the second by an older filelock
+            lock = nullcontext()
+        with lock:
+            # A lock on a file that its holder has just deleted is on nothing that others see.
+            if isinstance(lock, nullcontext) or (folder / LOCK).exists():
+                yield
+                return
 
 
 def is_empty(folder: Path) -> bool:
