@@ -140,11 +140,11 @@ def rounded(rate: float) -> float:
 def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row with the best macro-F1; of those that may be as good the one with the least loss.
 
-    As good are those within two standard errors of the best, and at least ``TIED``: what 95 % of
-    other validation documents would say of it. (One, the rule of Breiman et al. 1984 for trees, let
-    two documents of rare classes choose a rate whose loss was higher by a seventh.) Short runs
-    favour larger rates, and the loss is the first to suffer from them. Rows that diverged, with a
-    macro-F1 of None, are never it, unless all have.
+    As good are those within two standard errors of the best, and at least ``TIED``: about where its
+    figure would lie in 95 % of draws of validation documents. (One, the rule of Breiman et al. 1984
+    for trees, let two documents of rare classes choose a rate whose loss was higher by a seventh.)
+    Short runs favour larger rates, and the loss is the first to suffer from them. Rows that
+    diverged, with a macro-F1 of None, are never it, unless all have.
 
     >>> rows = [{"macro_f1": f, "loss": l} for f, l in ((0.8, 0.5), (0.77, 0.4))]
     >>> [best_of([row | {"macro_f1_error": e} for row in rows])["macro_f1"] for e in (0.02, 0.01)]
