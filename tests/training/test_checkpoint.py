@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,20 @@ def test_no_file_is_a_pickle(trained, tmp_path):
     } <= names  # fmt: skip
     assert [p.name for p in files if looks_like_a_pickle(p)] == []
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="reads Linux's list of maps")
+def test_a_restored_optimizer_lets_go_of_its_file(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(10_000))
+    optimizer = torch.optim.AdamW([weight])
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    weight.sum().backward()
+    optimizer.step()
+    save_optimizer(tmp_path, optimizer, scheduler)
+    load_optimizer(tmp_path, optimizer, scheduler)
+    held = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert str(tmp_path) not in held
+    assert optimizer.state[weight]["exp_avg"].abs().sum() > 0
 
 
 def test_a_float16_scaler_is_json_too(tiny, trained, tmp_path):

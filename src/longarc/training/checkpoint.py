@@ -46,8 +46,10 @@ def save_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
 def load_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Restore what :func:`save_optimizer` wrote."""
     kept = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
+    # Tensors as they come are maps of the file, and keep its room on the disk after it is deleted.
+    tensors = {key: value.clone() for key, value in load_file(folder / OPTIMIZER).items()}
     state: dict[int, dict[str, Any]] = {}
-    for key, value in (load_file(folder / OPTIMIZER) | kept["scalars"]).items():
+    for key, value in (tensors | kept["scalars"]).items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     for group in kept["groups"]:
