@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import statistics
 import tempfile
@@ -11,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
 
-from longarc.objectives.regularizers.registry import build_regularizers
-from longarc.training.batches import PaddedBatches
 from longarc.training.config import TrainConfig
 from longarc.training.groundwork import Groundwork
 from longarc.training.preparation import prepare
 from longarc.training.progress import Reporter
 from longarc.training.recipes.sampling import sampling_weights
-from longarc.training.trainer import Trainer
+from longarc.training.run_trainer import run_trainer, trial_arguments
 
 WARM = 2
 TIMED = 10
@@ -57,29 +53,18 @@ class _Pace(Groundwork):
 
     def measure(self) -> float:
         self._start()
-        args = copy.copy(self.args)
-        changes = {
-            "eval_strategy": "no", "save_strategy": "no", "eval_on_start": False,
-            "load_best_model_at_end": False, "max_steps": WARM + TIMED,
-        }  # fmt: skip
-        for name, value in changes.items():
-            setattr(args, name, value)
         clock = _Clock()
         train = self.splits.train
-        trainer = Trainer(
+        trainer = run_trainer(
             self.model,
-            args,
-            train_dataset=self._documents(train),
-            data_collator=PaddedBatches(self.prepared.tokenizer, self.config.max_length),
-            processing_class=self.prepared.tokenizer,
+            trial_arguments(self.args, max_steps=WARM + TIMED),
+            self.config,
+            train=self._documents(train),
+            tokenizer=self.prepared.tokenizer,
             loss=self.loss,
-            regularizers=build_regularizers(self.config.regularizers),
-            layer_decay=self.config.layer_decay,
-            embedding_factor=self.config.embedding_factor,
             sampling_weights=sampling_weights(self._codes(train), self.config.sampler),
             callbacks=[clock],
         )
-        trainer.remove_callback(PrinterCallback)
         with self._explained():
             trainer.train()
         return statistics.median(clock.seconds[WARM:])

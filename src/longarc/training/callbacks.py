@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from longarc.errors import Interrupted, ModelError
 from longarc.files import write_text
@@ -227,11 +226,7 @@ class Interruption(TrainerCallback):
 
 
 def train_interruptibly(trainer: Any, interruption: Interruption, **options: Any) -> None:
-    """``trainer.train(**options)``, without transformers' own lines.
-
-    Raises Interrupted where ``interruption``, one of its callbacks, stopped it.
-    """
-    trainer.remove_callback(PrinterCallback)
+    """``trainer.train(**options)``; Interrupted where ``interruption``, a callback, stopped it."""
     try:
         trainer.train(**options)
     finally:

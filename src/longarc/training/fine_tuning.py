@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import EarlyStoppingCallback
 
-from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import UNUSED_OUTPUTS
-from longarc.training.batches import Documents, PaddedBatches
+from longarc.training.batches import Documents
 from longarc.training.callbacks import (
     Bar,
     CheckpointClock,
@@ -20,12 +19,11 @@ from longarc.training.callbacks import (
     train_interruptibly,
 )
 from longarc.training.config import TrainConfig
-from longarc.training.evaluation import validation_metrics
 from longarc.training.monitors import SharpnessMonitor, UpdateMonitor
 from longarc.training.progress import Advance
 from longarc.training.recording.path_recorder import PathRecorder
 from longarc.training.run_folder import RunFolder
-from longarc.training.trainer import Trainer
+from longarc.training.run_trainer import run_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -68,19 +66,14 @@ def fine_tune(
         callbacks.append(EarlyStoppingCallback(config.patience))
     if recorder is not None:
         callbacks.append(recorder)  # last, when the others have asked for their checkpoints
-    trainer = Trainer(
+    trainer = run_trainer(
         model,
         args,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=PaddedBatches(tokenizer, config.max_length),
-        processing_class=tokenizer,
-        compute_metrics=validation_metrics,
+        config,
+        train=train,
+        validation=validation,
+        tokenizer=tokenizer,
         loss=loss,
-        regularizers=build_regularizers(config.regularizers),
-        layer_decay=config.layer_decay,
-        embedding_factor=config.embedding_factor,
-        head_learning_rate=config.head_learning_rate,
         sampling_weights=sampling_weights,
         callbacks=callbacks,
     )

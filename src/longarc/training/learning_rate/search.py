@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -12,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.trainer_callback import PrinterCallback
 
 from longarc.dynamics.replay import replayed
 from longarc.errors import ModelError
-from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.arguments import UNUSED_OUTPUTS
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.bootstrap import resampled_figures
@@ -32,7 +29,7 @@ from longarc.training.learning_rate.bounds import (
 from longarc.training.learning_rate.options import CANDIDATES, FRACTION, check_search
 from longarc.training.learning_rate.stability import LONGEST, SHORTEST, RisingWarmup
 from longarc.training.prediction import decisions
-from longarc.training.trainer import Trainer
+from longarc.training.run_trainer import run_trainer, trial_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
     from longarc.objectives.losses.contract import Loss
     from longarc.training.config import TrainConfig
     from longarc.training.progress import Advance, Reporter
+    from longarc.training.trainer import Trainer
 
 FEWEST = 10
 """Steps of a short run, as far as the run has as many."""
@@ -216,30 +214,18 @@ class _Search:
 
     def _trainer(self, *callbacks: Any, **changes: Any) -> Trainer:
         """As the run's own, without its checkpoints, evaluations and log."""
-        args = copy.copy(self.args)
-        changes = {
-            "eval_strategy": "no", "save_strategy": "no", "eval_on_start": False,
-            "load_best_model_at_end": False, **changes,
-        }  # fmt: skip
-        for name, value in changes.items():
-            setattr(args, name, value)
-        trainer = Trainer(
+        return run_trainer(
             self.model,
-            args,
-            train_dataset=self.train,
-            eval_dataset=self.validation,
-            data_collator=PaddedBatches(self.tokenizer, self.config.max_length),
-            processing_class=self.tokenizer,
-            compute_metrics=_figures_with_error,
+            trial_arguments(self.args, **changes),
+            self.config,
+            train=self.train,
+            validation=self.validation,
+            tokenizer=self.tokenizer,
             loss=self.loss,
-            regularizers=build_regularizers(self.config.regularizers),
-            layer_decay=self.config.layer_decay,
-            embedding_factor=self.config.embedding_factor,
             sampling_weights=self.weights,
-            callbacks=list(callbacks),
+            callbacks=callbacks,
+            compute_metrics=_figures_with_error,
         )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
 
     @contextmanager
     def _borrowed(self) -> Iterator[None]:

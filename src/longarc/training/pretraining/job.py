@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers.trainer_callback import PrinterCallback
 
 from longarc.data.augment import TextViews, special_ids
 from longarc.data.columns import Columns, choose_columns
@@ -254,6 +255,7 @@ class _Job:
                 config=self.config,
                 watched=watch.state,
             )
+            trainer.remove_callback(PrinterCallback)
             if self.config.epochs:
                 resumed = str(checkpoint) if checkpoint else None
                 try:
