@@ -135,6 +135,18 @@ def test_multi_label():
     assert set(found) == {"unseen-label", "leak"}
 
 
+def test_labels_that_look_like_several_in_one_string():
+    labels = ["a", "b; c", "a;b", "c", "b", "a;b", "see;no part of it", "c;"] * 3
+    found = {f.code: f for f in check(part([f"n {i}" for i in range(24)], labels)).findings}
+    joined = found["joined-labels"]
+    assert (joined.level, joined.count, joined.examples[:3]) == ("note", 2, [2, 3, 6])
+    assert "(a;b, b; c)" in joined.message
+    assert "--label-separator ';'" in joined.message
+    several = [name.split(";") for name in labels]
+    found = check(part([f"n {i}" for i in range(24)], several)).findings
+    assert "joined-labels" not in [f.code for f in found]
+
+
 def test_no_text_at_all():
     empty = part(["", " "], "ab")
     with pytest.raises(DataError, match=r"All 6 texts of t\.csv are empty"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +23,7 @@ _ROWS_SHOWN = 10
 _TRUNCATION_WARNING = 0.10  # share of tokens lost from which it is more than a note
 _IMBALANCE = 100  # times as many examples of the largest class as of the smallest
 _MAJORITY = 0.9
+_SEPARATORS = (";", "|", ",")
 _LENGTH_SAMPLE = 50_000_000  # characters, about ten seconds of tokenising
 
 # UTF-8 that was read as Windows-1252 and written again: two characters for é, three for quotes.
@@ -103,7 +104,10 @@ def check_splits(
             f"All {sum(len(e) for _, e in named)} texts of {splits.train.source} are empty. Is it "
             "the right text column?"
         )
-    findings = [*_texts(named), *_repeats(splits), *_leaks(splits), *_classes(splits, space)]
+    findings = [
+        *_texts(named), *_repeats(splits), *_leaks(splits), *_classes(splits, space),
+        *_joined(splits.train, space),
+    ]  # fmt: skip
     lengths = None
     if tokenizer is not None:
         if max_length is None and tokenizer.model_max_length < 10**9:  # a huge one means no limit
@@ -258,6 +262,32 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
             round(ratio),
             [],
         )
+
+
+def _joined(train: Examples, space: LabelSpace) -> Iterator[Finding]:
+    """Single labels such as "a;b" where "a" and "b" occur in others too: several in one string."""
+    if space.multi_label:
+        return
+    for separator in _SEPARATORS:
+        parts = {name: [p.strip() for p in name.split(separator)] for name in space.names}
+        used = Counter(part for found in parts.values() for part in set(found))
+        joined = {
+            name
+            for name, found in parts.items()
+            if len(found) > 1 and all(part and used[part] > 1 for part in found)
+        }
+        if joined:
+            labels = train.labels or []
+            rows = [row for row, name in zip(train.rows, labels, strict=True) if name in joined]
+            yield _finding(
+                "note",
+                "joined-labels",
+                f"{len(joined)} of {len(space)} classes look like several labels in one string "
+                f"({_some(sorted(joined))}): if a text can have several, train with "
+                f"--label-separator '{separator}'",
+                rows,
+                count=len(joined),
+            )
 
 
 def _lengths(
