@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -43,6 +44,24 @@ def test_python_blocks_run_in_order(
 
 def test_training_has_python_to_run() -> None:
     assert [kind for kind, _ in BLOCK.findall(TRAINING)].count("python") >= 3
+
+
+def test_every_finding_of_check_is_in_the_page_of_the_run_folder() -> None:
+    tree = ast.parse((ROOT / "src" / "longarc" / "data" / "check.py").read_text(encoding="utf-8"))
+    groups = [n.args if isinstance(n, ast.Call) else getattr(n, "elts", []) for n in ast.walk(tree)]
+    # A finding is a level, a code and a message, in a call or in a tuple.
+    codes = [
+        ast.unparse(second).strip("f'")
+        for first, second, *_ in (g for g in groups if len(g) >= 4)
+        if ast.unparse(first).strip("'").startswith(("error", "warning", "note", "level"))
+    ]
+    assert len(codes) >= 14
+    page = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    section = page.partition("## check.json")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\|(.*?)\|", section, re.MULTILINE)
+    named = {code for cell in cells for code in re.findall(r"`(.*?)`", cell)}
+    each = {code.format(name=name) for code in codes for name in ("validation", "test")}
+    assert named == each - {"code"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
