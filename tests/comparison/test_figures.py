@@ -27,11 +27,19 @@ def finished(path, labels, predictions) -> Slot:
     SPACE.save(folder.labels_file)
     with table_writer(folder.predictions_file) as write:
         write({"split": ["test"] * len(labels), "label": labels, "prediction": predictions})
-    figures = evaluate_predictions(SPACE.encode(labels), SPACE.encode(predictions), space=SPACE)
+    figures = evaluate_predictions(
+        SPACE.encode(labels), SPACE.encode(predictions), space=SPACE, outside=SPACE.outside(labels)
+    )
     write_json(folder.metrics_file, {"test": {"model": figures}})
     folder.config_file.write_text("provenance: {}\n")
     write_json(slot.training, {"steps": 1})
     return slot
+
+
+def test_a_label_that_training_lacks_is_an_error_in_the_resamples_too(tmp_path):
+    slot = finished(tmp_path / "slot", [["a", "new"]] * 20, [["a"]] * 20)
+    (row,) = rows([Candidate("one", {})], {"one": [slot]}, {}, tmp_path)
+    assert row["accuracy"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 @pytest.mark.parametrize("labelled", [3, 0])

@@ -60,6 +60,8 @@ def test_unseen_labels():
     several = LabelSpace.from_labels([["a"], ["b"]])
     assert several.encode([["a", "new"], ["new"]]).tolist() == [[1, 0], [0, 0]]
     assert several.unseen([["a", "new"], ["new"]]) == {"new": 2}
+    assert several.outside([["a", "new"], ["new", "z"], []]).tolist() == [1, 2, 0]
+    assert space.outside(["b", "new"]).tolist() == [0, 1]
     with pytest.raises(DataError, match=r"Code -1 has no name.*0 to 1"):
         space.decode([0, -1])
     with pytest.raises(DataError, match="Code 2 has no name"):

@@ -132,6 +132,44 @@ def test_unseen_labels_count_as_errors():
     assert nothing["macro_f1"] == {"value": None, "low": None, "high": None}
 
 
+def test_unseen_labels_of_several_are_missed():
+    """Whatever a classifier says of the labels that it knows, one that it lacks is not found."""
+    target, prediction, chances = several(60)
+    outside = np.random.default_rng(1).integers(0, 3, 60)
+    columns = np.arange(2) < outside[:, None]  # the labels it lacks, as if it had them
+    whole = np.hstack([target, columns])
+    answers = np.hstack([prediction, np.zeros_like(columns)])
+    arguments = {"space": space_of(several=True), "probabilities": chances, "resamples": 30}
+    found = evaluate_predictions(target, prediction, outside=outside, **arguments)
+    known = evaluate_predictions(target, prediction, **arguments)
+    expected = values(known) | {
+        "accuracy": (whole == answers).all(axis=1).mean(),
+        "micro_f1": reference.f1_score(whole, answers, average="micro"),
+        "weighted_f1": reference.f1_score(whole, answers, average="weighted", zero_division=0),
+    }
+    assert values(found) == pytest.approx(expected, abs=1e-12)
+    assert found["per_class"] == known["per_class"]
+    for name in ("accuracy", "micro_f1", "weighted_f1"):
+        assert expected[name] < known[name]["value"]
+
+    drawn = resampled_figures(
+        target > 0, prediction > 0, outside=outside, groups=space_of().groups, resamples=10, seed=5
+    )
+    for r, rows in enumerate(drawn_rows(60, 10, 5)):
+        again = evaluate_predictions(
+            target[rows], prediction[rows], outside=outside[rows],
+            space=space_of(several=True), resamples=1,
+        )  # fmt: skip
+        for name, each in drawn.items():
+            assert each[r] == pytest.approx(again[name]["value"], abs=1e-6), name
+
+    nothing = evaluate_predictions(
+        [[0, 0]], [[0, 0]], space=space_of((5, 5), several=True), outside=[1], resamples=2
+    )
+    for name in ("accuracy", "micro_f1", "weighted_f1"):
+        assert nothing[name] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_what_does_not_exist_is_null_and_json_takes_everything():
     target, prediction, _ = single()
     found = evaluate_predictions(target, prediction, space=space_of((500,) * 6), resamples=20)
@@ -434,6 +472,14 @@ def test_refuses_what_does_not_fit(target, prediction, kind, message):
 def test_refuses_what_are_no_probabilities(chances, message):
     with pytest.raises(DataError, match=message):
         evaluate_predictions([0, 1], [0, 1], space=space_of((5, 5)), probabilities=chances)
+
+
+@pytest.mark.parametrize("outside", [[1], [0.5, 0.0], [-1, 0]])
+def test_refuses_what_are_no_numbers_of_labels(outside):
+    with pytest.raises(DataError, match=r"Expected \(2,\): how many each document has"):
+        evaluate_predictions(
+            np.eye(2), np.eye(2), space=space_of((5, 5), several=True), outside=outside
+        )
 
 
 def test_refuses_no_resamples():

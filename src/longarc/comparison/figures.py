@@ -134,9 +134,12 @@ def _resampled(slot: Slot, split: str) -> dict[str, np.ndarray]:
     )
     table = table.filter(pyarrow.compute.field("split") == split)
     space = folder.labels()
-    codes = [space.encode(table[name].to_pylist()) for name in ("label", "prediction")]
-    target, prediction = (c.astype(bool) if c.ndim == 2 else c for c in codes)
-    return resampled_figures(target, prediction, groups=space.groups)
+    labels, predictions = (table[name].to_pylist() for name in ("label", "prediction"))
+    target, prediction = (
+        codes.astype(bool) if space.multi_label else codes
+        for codes in map(space.encode, (labels, predictions))
+    )
+    return resampled_figures(target, prediction, groups=space.groups, outside=space.outside(labels))
 
 
 def _training_speed(slot: Slot) -> float | None:

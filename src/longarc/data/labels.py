@@ -139,7 +139,7 @@ class LabelSpace:
         """Codes of n examples: int64 (n,), or float32 (n, C) of 0 and 1 for multi-label.
 
         A label that is not in the space becomes -1, or is left out for multi-label; ``unseen``
-        counts them.
+        and ``outside`` count them.
         """
         if not self.multi_label:
             return np.array([self.index.get(_one(name), -1) for name in labels], dtype=np.int64)
@@ -166,6 +166,17 @@ class LabelSpace:
         """How often each label occurs that is not in the space, most frequent first."""
         counts = Counter(name for name in flat(labels) if name not in self.index)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def outside(self, labels: Sequence[str] | Sequence[list[str]]) -> np.ndarray:
+        """How many labels of each of n examples are not in the space: int64 (n,).
+
+        >>> LabelSpace(("a", "b"), (2, 1), multi_label=True).outside([["a", "new"], ["b"], []])
+        array([1, 0, 0])
+        """
+        return np.array(
+            [sum(name not in self.index for name in flat([label])) for label in labels],
+            dtype=np.int64,
+        )
 
     def refuse_strangers(self, labels: Sequence[str] | Sequence[list[str]], source: str) -> None:
         """Refuse a table to measure on that has labels, and none of the space.

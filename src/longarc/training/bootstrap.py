@@ -25,6 +25,7 @@ def resampled_figures(
     prediction: np.ndarray,
     *,
     groups: Sequence[str],
+    outside: np.ndarray | None = None,
     gaps: np.ndarray | None = None,
     scores: np.ndarray | None = None,
     resamples: int = 1000,
@@ -43,6 +44,8 @@ def resampled_figures(
         target: (N,) int, −1 for a class outside the space; or (N, C) bool.
         prediction: (N,) int; or (N, C) bool.
         groups: (C,) of ``head``, ``mid`` and ``tail``.
+        outside: (N,) how many labels outside the space each document has besides, where ``target``
+            is (N, C); None: none. They are missed: see ``figures_from_counts``.
         gaps: (N, B) sums of confidence − correctness in each bin, divided by the number of
             predictions of a document; None leaves out ``calibration_error``.
         scores: (N, C) that rank the documents of each label; None leaves out
@@ -51,7 +54,11 @@ def resampled_figures(
     several = target.ndim == 2
     documents = len(target)
     correct = (target == prediction).all(axis=1) if several else target == prediction
-    correct = correct.astype(np.float32)
+    labels = target.sum(axis=1) if several else np.ones(documents)
+    if several and outside is not None:
+        correct &= outside == 0
+        labels = labels + outside
+    correct, labels = correct.astype(np.float32), labels.astype(np.float32)
     hit = target & prediction if several else np.where(target == prediction, target, -1)
     counted = [hit, target, prediction]
     if several:
@@ -68,10 +75,8 @@ def resampled_figures(
             weights @ each if several else _tally(each[drawn] + 1, len(groups) + 1)[:, 1:]
             for each in counted
         ]
-        part = figures_from_counts(*tallies, groups=groups, total=None if several else documents)
+        part = figures_from_counts(*tallies, groups=groups, total=weights @ labels)
         part["accuracy"] = (weights @ correct).astype(np.float64) / documents
-        if not several:
-            part["micro_f1"] = part["accuracy"]  # one decision a document: they are the same
         if gaps is not None:
             part["calibration_error"] = np.abs(weights @ gaps).sum(axis=1) / documents
         if scores is not None and done < ranked:
@@ -102,15 +107,15 @@ def figures_from_counts(
     predicted: np.ndarray,
     *,
     groups: Sequence[str],
-    total: int | None = None,
+    total: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Figures (R,) from counts (R, C) of true positives, documents and predictions of each class.
 
     F1 of a class is 2·hits / (support + predicted).
 
     Args:
-        total: what weighted F1 divides by; all documents, so that those of a class outside the
-            space weigh in with an F1 of 0. None: the sum of the supports.
+        total: (R,) labels of the documents, those outside the space among them: such a label is
+            a miss of micro-F1, and weighs in with an F1 of 0. None: the sum of the supports.
 
     >>> hits, support, predicted = np.array([[2, 0]]), np.array([[2, 2]]), np.array([[4, 0]])
     >>> found = figures_from_counts(hits, support, predicted, groups=("head", "tail"))
@@ -120,15 +125,12 @@ def figures_from_counts(
     present = support > 0
     recall = _ratio(hits, support)
     f1 = _ratio(2.0 * hits, support + predicted)
-    supports = support.sum(axis=1)
+    total = support.sum(axis=1) if total is None else total
     found = {
         "balanced_accuracy": _mean(recall, present),
         "macro_f1": _mean(f1, present),
-        "micro_f1": _ratio(2.0 * hits.sum(axis=1), supports + predicted.sum(axis=1)),
-        "weighted_f1": _ratio(
-            np.where(present, support * f1, 0.0).sum(axis=1),
-            supports if total is None else np.full(len(supports), total),
-        ),
+        "micro_f1": _ratio(2.0 * hits.sum(axis=1), total + predicted.sum(axis=1)),
+        "weighted_f1": _ratio(np.where(present, support * f1, 0.0).sum(axis=1), total),
     }
     for group in ("head", "mid", "tail"):
         members = np.array([name == group for name in groups])

@@ -39,6 +39,7 @@ def score(
         space=space,
         probabilities=probabilities(logits, multi_label=several, loss=loss),
         unseen=space.unseen(examples.labels or []),
+        outside=space.outside(examples.labels or []),
     )
 
 
@@ -49,6 +50,7 @@ def score_decisions(examples: Examples, space: LabelSpace, predicted: np.ndarray
         predicted,
         space=space,
         unseen=space.unseen(examples.labels or []),
+        outside=space.outside(examples.labels or []),
     )
 
 

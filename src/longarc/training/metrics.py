@@ -40,6 +40,7 @@ def evaluate_predictions(
     space: LabelSpace,
     probabilities: ArrayLike | None = None,
     unseen: Mapping[str, int] | None = None,
+    outside: ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def evaluate_predictions(
     Macro figures are means over the classes that occur in the split. A document whose class was not
     seen in training (−1) is an error: it lowers accuracy, micro and weighted F1, and the precision
     of the class that was predicted; it belongs to no class of the macro figures. In multi-label
-    data such a label is not in the encoded target, so no figure shows it but ``unseen_labels``.
+    data each such label (``outside``) is missed: it lowers micro and weighted F1, and its document
+    is no exact match. The macro figures, average precision and calibration are of known labels.
 
     Intervals are the 95 % percentiles of a bootstrap over documents. Where the bootstrap's own
     bias leaves the value itself outside (resampling raises the calibration error; a rare class may
@@ -67,6 +69,8 @@ def evaluate_predictions(
             The confidence of a single-label prediction is the probability of the predicted class,
             also where another class has a higher one (adjusted decisions).
         unseen: how often each label occurs that is not in ``space``, as ``LabelSpace.unseen``.
+        outside: multi-label (N,) how many such labels each document has, as ``LabelSpace.outside``;
+            None: none. Single labels have −1 in ``target`` for it.
         resamples: 1,000 puts the ends of an interval within a tenth of a standard error.
         seed: of the bootstrap.
 
@@ -90,7 +94,8 @@ def evaluate_predictions(
 
     several = space.multi_label
     per_class = _per_class(truth, answer, chances, space)
-    values = _values(truth, answer, per_class)
+    missed = _outside(outside, len(truth)) if several else None
+    values = _values(*_with_misses(truth, answer, missed), per_class)
     gaps, reliability = (None, []) if chances is None else _calibration(truth, answer, chances)
     if gaps is not None:
         values["calibration_error"] = float(np.abs(gaps.sum(axis=0)).sum() / len(truth))
@@ -98,6 +103,7 @@ def evaluate_predictions(
         truth,
         answer,
         groups=space.groups,
+        outside=missed,
         gaps=gaps,
         scores=chances if several else None,
         resamples=resamples,
@@ -142,6 +148,26 @@ def _codes(found: ArrayLike, space: LabelSpace, what: str, *, lowest: int) -> np
             f"The {what} holds {len(odd)} values such as {odd[0]!r}. Expected {expected}."
         )
     return array.astype(bool if space.multi_label else np.int64)
+
+
+def _outside(found: ArrayLike | None, documents: int) -> np.ndarray:
+    numbers = np.zeros(documents, np.int64) if found is None else np.asarray(found)
+    if numbers.shape != (documents,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
+        raise DataError(
+            f"The labels outside the space are {numbers.dtype} of shape {numbers.shape}. Expected "
+            f"({documents},): how many each document has, as LabelSpace.outside counts them."
+        )
+    return numbers
+
+
+def _with_misses(
+    truth: np.ndarray, answer: np.ndarray, missed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both with a column more for each further label of a document that nothing can predict."""
+    if missed is None:
+        return truth, answer
+    further = np.arange(missed.max()) < missed[:, None]
+    return np.hstack([truth, further]), np.hstack([answer, np.zeros_like(further)])
 
 
 def _chances(found: ArrayLike, space: LabelSpace, documents: int) -> np.ndarray:
@@ -208,7 +234,7 @@ def _values(
         "macro_f1": _mean_of(seen, "f1"),
         "micro_f1": _number(micro),
         # In a multi-label split without any label there is nothing to weigh by.
-        "weighted_f1": _number(weighted) if seen or truth.ndim == 1 else None,
+        "weighted_f1": _number(weighted) if truth.ndim == 1 or truth.any() else None,
         **{f"recall_{group}": _mean_of(rows, "recall") for group, rows in groups.items()},
         "mean_average_precision": _mean_of(seen, "average_precision"),
     }
