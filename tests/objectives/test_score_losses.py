@@ -295,6 +295,14 @@ def test_running_f1_once_frozen_is_a_function(logits):
     assert torch.equal(frozen(-logits, TARGET), before)
 
 
+def test_running_f1_is_taken_up_where_it_was(logits):
+    loss, again = running(), running()
+    assert loss.gathered() == {}
+    loss(logits, TARGET)
+    again.take_up(loss.gathered())
+    assert torch.equal(again(-logits, TARGET), loss(-logits, TARGET))
+
+
 def test_running_f1_refuses_another_number_of_classes(logits):
     loss = build_loss("f1-weighted", class_counts=[3, 1], options={"statistics": "running"})
     loss(logits, TARGET)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from longarc.training.callbacks import RunLog
 from longarc.training.checkpoint import last_checkpoint
@@ -47,6 +48,11 @@ def stopped(run_worker, tmp_path_factory):
     for name, (training, step) in VARIANTS.items():
         jobs[name] = {"minutes": 0, "signal": [step, "save", KILL], "training": training}
     return root, run_worker(root, jobs)
+
+
+class StopAfterEpoch(TrainerCallback):
+    def on_save(self, args, state, control, **_):
+        control.should_training_stop = True
 
 
 def finish(tiny, out, *, resume=False, **options):
@@ -119,6 +125,22 @@ def test_other_orders_batches_and_optimizers(tiny, stopped, tmp_path, name):
     assert same_weights(last, expected)
 
 
+def test_what_the_loss_has_gathered_goes_on(tiny, tmp_path):
+    loss = {"statistics": "running", "momentum": 0.5}
+    options = {"rows": 24, "num_train_epochs": 2, "loss": "f1-weighted", "loss_options": loss}
+
+    tiny.make_resumable(tmp_path / "a", callbacks=(StopAfterEpoch(),), **options).train()
+    shutil.copytree(tmp_path / "a", tmp_path / "old")
+    _, expected = finish(tiny, tmp_path / "whole", **options)
+    _, last = finish(tiny, tmp_path / "a", resume=True, **options)
+    assert same_weights(last, expected)
+    # A checkpoint of a release that did not keep it: the statistics start anew.
+    (tmp_path / "old" / "checkpoint-3" / "loss-0.safetensors").unlink()
+    trainer, last = finish(tiny, tmp_path / "old", resume=True, **options)
+    assert trainer.state.global_step == 6
+    assert not same_weights(last, expected)
+
+
 def test_a_repeat_is_identical_and_another_seed_is_not(tiny, whole, tmp_path):
     _, again = finish(tiny, tmp_path / "again")
     _, other = finish(tiny, tmp_path / "other", seed=1)
@@ -132,10 +154,6 @@ def test_early_stopping_keeps_its_patience(tiny, tmp_path):
     whole = tiny.make_resumable(tmp_path / "whole", **options)
     whole.train()
     assert whole.state.global_step == 10
-
-    class StopAfterEpoch(tiny.TrainerCallback):
-        def on_save(self, args, state, control, **_):
-            control.should_training_stop = True
 
     first = tiny.make_resumable(tmp_path / "run", callbacks=(StopAfterEpoch(),), **options)
     first.train()

@@ -115,6 +115,8 @@ def make_resumable(
     callbacks: tuple[Any, ...] = (),
     patience: int = 5,
     sampler: str = "random",
+    loss: str = "logit-adjusted",
+    loss_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer set up as the training job sets it up: AdamW, groups by depth, best checkpoint."""
@@ -138,7 +140,7 @@ def make_resumable(
         data_collator=PaddedBatches(tokenizer, 48),
         processing_class=tokenizer,
         compute_metrics=accuracy,
-        loss=build_loss("logit-adjusted", class_counts=np.bincount(target).tolist()),
+        loss=build_loss(loss, class_counts=np.bincount(target).tolist(), options=loss_options),
         layer_decay=0.8,
         sampling_weights=sampling_weights(target, sampler),
         callbacks=[EarlyStoppingCallback(patience), *callbacks],

@@ -13,11 +13,14 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from longarc.objectives.losses.contract import Loss
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULE = "schedule.json"
@@ -101,6 +104,23 @@ def load_random_state(folder: Path, rank: int) -> None:
     cuda = [tensors[f"cuda.{i}"] for i in range(len(tensors)) if f"cuda.{i}" in tensors]
     if cuda and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(cuda)
+
+
+def gathered_file(folder: Path, rank: int) -> Path:
+    """Where one process keeps what its loss has gathered."""
+    return folder / f"loss-{rank}.safetensors"
+
+
+def save_gathered(folder: Path, rank: int, loss: Loss) -> None:
+    """Write what the loss has gathered over the training; no file for one that gathers nothing."""
+    if gathered := loss.gathered():
+        save_file({k: v.cpu() for k, v in gathered.items()}, gathered_file(folder, rank))
+
+
+def load_gathered(folder: Path, rank: int, loss: Loss) -> None:
+    """Restore what :func:`save_gathered` wrote, if this process had a file."""
+    if (path := gathered_file(folder, rank)).is_file():
+        loss.take_up({key: value.clone() for key, value in load_file(path).items()})
 
 
 def publish(unfinished: Path, place: Path) -> None:

@@ -19,9 +19,11 @@ from longarc.models.head import final_linear
 from longarc.training.batches import LengthGroupedSampler, SeededSampler
 from longarc.training.checkpoint import (
     SCALER,
+    load_gathered,
     load_optimizer,
     load_random_state,
     publish,
+    save_gathered,
     save_optimizer,
     save_random_state,
 )
@@ -298,6 +300,8 @@ class Trainer(transformers.Trainer):
                 self._save_optimizer_and_scheduler(str(unfinished))
                 self._save_scaler(str(unfinished))
                 self._save_rng_state(str(unfinished))
+                if self.loss is not None:
+                    save_gathered(unfinished, self.args.process_index, self.loss)
             self._wait()
             best = folder / f"checkpoint-{self.state.best_global_step}"
             if best == place or best.is_dir():
@@ -348,6 +352,8 @@ class Trainer(transformers.Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
             load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+        if self.loss is not None and checkpoint is not None:
+            load_gathered(Path(checkpoint), self.args.process_index, self.loss)
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)  # float16 alone has one

@@ -135,6 +135,16 @@ class Loss(nn.Module):
         """
         return self
 
+    def gathered(self) -> dict[str, Tensor]:
+        """Return what the loss has gathered over the training, for a checkpoint; by default none.
+
+        Apart from ``state_dict``, so that no checkpoint of a model that holds the loss carries it.
+        """
+        return {}
+
+    def take_up(self, gathered: dict[str, Tensor]) -> None:
+        """Go on from what ``gathered`` returned, in a training that is resumed."""
+
     def forward(
         self, logits: Tensor, target: Tensor, *, reduction: Reduction | None = None
     ) -> Tensor:

@@ -39,9 +39,9 @@ class F1WeightedCrossEntropy(Loss):
     - ``statistics="running"``: both sums of F are exponential averages over the batches so far, for
       many classes and small batches. Calls in training mode with gradients enabled update them,
       others use them as they are; before the first update F is 0. Where a step calls the loss
-      several times, as with regularizers, the first call updates them (``frozen``). They are not in
-      a checkpoint: after a resume they start anew. Processes that train in parallel each keep their
-      own. ``set_progress(0.0)`` forgets them. At ``set_progress(1.0)``, which a probe asks for, the
+      several times, as with regularizers, the first call updates them (``frozen``). The trainer's
+      checkpoints keep them (``gathered``). Processes that train in parallel each keep their own.
+      ``set_progress(0.0)`` forgets them. At ``set_progress(1.0)``, which a probe asks for, the
       call's own F stands for what they tend to, and they stay as they are.
 
     Args:
@@ -89,6 +89,14 @@ class F1WeightedCrossEntropy(Loss):
     def frozen(self) -> Loss:
         """The same with F as it is now, if it is a running one."""
         return copy.copy(self).eval()  # updates replace the sums: a shallow copy keeps its own
+
+    def gathered(self) -> dict[str, Tensor]:
+        """The running sums (2, C), once there are any."""
+        return {} if self._sums is None else {"sums": self._sums}
+
+    def take_up(self, gathered: dict[str, Tensor]) -> None:
+        """Go on from such sums."""
+        self._sums = gathered["sums"]
 
     def in_batch(self, logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         """Return the weighted cross-entropy of each example, (b,)."""
