@@ -148,6 +148,16 @@ def test_csv_round_trip(tmp_path, cells, delimiter, compress):
     assert rows(open_table(zipped(path) if compress else path), rows=2) == columns
 
 
+def test_json_lines_with_a_key_that_comes_late(tmp_path):
+    rows = [{"text": f"t{i}"} for i in range(1500)] + [{"text": "last", "ticket": "T-1"}]
+    path = tmp_path / "late.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = open_table(path)
+    assert table.columns == ["text", "ticket"]
+    read = [value for batch in table.batches() for value in batch["ticket"]]
+    assert read == [None] * 1500 + ["T-1"]
+
+
 def test_json_lines_with_different_keys(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n\n{"label": ["x"], "text": null}\n')

@@ -12,9 +12,6 @@ from typing import Any
 from longarc.data.text_file import SuspectLines, open_text, refuse_suspect_cells
 from longarc.errors import DataError
 
-# Objects need not all have the same keys. Those of the first so many rows are the columns.
-_ROWS_FOR_COLUMNS = 1000
-
 # JSON can spell half of a surrogate pair, which is no character: nothing could be written with it.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -24,15 +21,13 @@ def read_json_lines(
 ) -> tuple[list[str], Callable[[int, list[str]], Iterator[dict[str, list[Any]]]], list[str]]:
     """Columns, a reader of batches, and notes of a JSON Lines file.
 
-    The columns are the keys of the first 1,000 objects, in order of appearance; where an object
-    lacks a key the value is None. Blank lines are passed over.
+    The columns are the keys of all objects, in order of appearance, which takes a pass over the
+    file; where an object lacks a key the value is None. Blank lines are passed over.
 
     Raises:
         DataError: a line is not JSON or not an object, or holds bytes that are not UTF-8.
     """
-    columns = list(
-        dict.fromkeys(key for row in islice(_rows(path), _ROWS_FOR_COLUMNS) for key in row)
-    )
+    columns = list(dict.fromkeys(key for row in _rows(path) for key in row))
     if not columns:
         raise DataError(f"{path} has only empty objects. Expected keys such as text and label.")
 
