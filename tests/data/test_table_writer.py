@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +25,24 @@ def test_every_text_reads_back(tmp_path, suffix):
     assert read == HARD
     if suffix != "parquet":
         assert path.read_bytes().endswith((b"x\n", b'"x"}\n'))
+
+
+def test_json_lines_have_null_for_what_is_no_number(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with table_writer(path) as write:
+        write({"x": [math.nan, math.inf, 1.5], "y": [["é", -math.inf], {"z": [math.nan]}, None]})
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    rows = [
+        json.loads(line, parse_constant=refuse) for line in path.read_text("utf-8").splitlines()
+    ]
+    assert rows == [
+        {"x": None, "y": ["é", None]},
+        {"x": None, "y": {"z": [None]}},
+        {"x": 1.5, "y": None},
+    ]
 
 
 def test_a_parquet_column_may_begin_or_go_on_empty(tmp_path):

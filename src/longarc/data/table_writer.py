@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,8 @@ def table_writer(path: str | Path) -> Iterator[Rows]:
     r"""Write batches of columns into one file that appears when the block ends without an error.
 
     The first batch fixes the columns. Parquet takes its types from it too; later batches are cast,
-    and a column that has no value yet, or only empty lists, becomes strings.
+    and a column that has no value yet, or only empty lists, becomes strings. JSON Lines have null
+    for NaN and infinities.
 
     Raises:
         DataError: Parquet, and a column holds values of different kinds.
@@ -106,7 +108,23 @@ def _csv_rows(out: Any) -> Rows:
 def _json_lines(file: Any, columns: dict[str, list[Any]]) -> None:
     for row in zip(*columns.values(), strict=True):
         record = dict(zip(columns, row, strict=True))
-        file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        file.write(_json(record) + "\n")
+
+
+def _json(value: Any) -> str:
+    """JSON, with null for NaN and the infinities, which it cannot spell."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
