@@ -177,6 +177,22 @@ def test_limit_is_a_seeded_sample_in_order(n, limit, seed):
     assert read_examples(table, **options)[0] == examples
 
 
+def test_limit_asks_for_the_labels_of_its_sample_alone():
+    table = {"text": [f"t{i}" for i in range(40)], "label": [*["a", "b"] * 19, "a", None]}
+    read = {"text": "text", "label": "label", "limit": 8}
+    samples = [seed for seed in range(9) if 40 not in read_rows(table, seed=seed, **read)]
+    assert samples
+    for seed in samples:
+        assert len(read_examples(table, seed=seed, **read)[0].labels) == 8
+    (drawn, *_) = set(range(9)) - set(samples)
+    with pytest.raises(DataError, match=r"1 rows have no label .*\(rows 40\)"):
+        read_examples(table, seed=drawn, **read)
+
+
+def read_rows(table, **options):
+    return read_examples({**table, "label": ["a"] * 40}, **options)[0].rows
+
+
 def test_limit_is_uniform():
     table = {"text": [str(i) for i in range(20)]}
     counts = np.zeros(20)

@@ -108,7 +108,7 @@ def read_examples(
             if place < limit:
                 kept[place] = entry
     kept.sort(key=lambda entry: entry[0])
-    labels = None if columns.label is None else reading.finish([entry[2] for entry in kept])
+    labels = None if columns.label is None else reading.finish(kept)
     texts, rows = [entry[1] for entry in kept], [entry[0] for entry in kept]
     return Examples(table.name, texts, labels, rows), columns
 
@@ -120,7 +120,6 @@ class _Reading:
         self.source, self.columns, self.separator = source, columns, separator
         self.several: bool | None = None if separator is None else True
         self.decided_by = 0  # the row that showed which
-        self.missing: list[int] = []
 
     def entries(self, table: Table) -> Iterator[tuple[int, str, Any]]:
         """Row, text and label (None where missing) of each row."""
@@ -145,7 +144,6 @@ class _Reading:
             return as_labels(value, self.separator)
         name = None if several else as_label(value)
         if name is None and not several:
-            self.missing.append(row)
             return None
         if self.several is None:
             self.several, self.decided_by = several, row
@@ -157,14 +155,15 @@ class _Reading:
             )
         return as_labels(value) if several else name
 
-    def finish(self, labels: list[Any]) -> list[Any]:
-        """The labels, once it is known what a missing one means."""
+    def finish(self, kept: list[tuple[int, str, Any]]) -> list[Any]:
+        """The labels of entries, once it is known what a missing one means."""
+        labels = [label for _, _, label in kept]
         if self.several:
             return [[] if label is None else label for label in labels]
-        if self.missing:
-            first = ", ".join(map(str, self.missing[:5])) + (", …" if len(self.missing) > 5 else "")
+        if missing := [row for row, _, label in kept if label is None]:
+            first = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
             raise DataError(
-                f"{self.source}: {len(self.missing)} rows have no label in column "
+                f"{self.source}: {len(missing)} rows have no label in column "
                 f"{self.columns.label!r} (rows {first}). Fill them in, or remove those rows."
             )
         _refuse_numbers(self.source, self.columns.label, labels)
