@@ -244,7 +244,8 @@ class Run(ExplainedRun):
         """Predict a table into a CSV, TSV, JSON Lines or Parquet file, in bounded memory.
 
         The rows keep their order and columns; added are ``prediction``, ``confidence`` and, for
-        each class, ``p(NAME)``. A column of that name in the table is refused.
+        each class, ``p(NAME)``. A column of that name in the table is refused. An older ``out`` is
+        replaced, once the new one is whole.
         """
         out = check_writable(out)
         if isinstance(data, str | Path) and Path(data).expanduser().resolve() == out.resolve():
@@ -291,7 +292,7 @@ class Run(ExplainedRun):
         return bibtex(cited(self.path), config_of(self.path))
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write ``report.html`` (or ``out``) and return its path."""
+        """Write ``report.html`` (or ``out``), in place of an older one, and return its path."""
         return write_report(self.path, Path(out).expanduser() if out is not None else None)
 
 

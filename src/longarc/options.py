@@ -68,6 +68,14 @@ def check_page(out: str | Path) -> Path:
     return target
 
 
+def check_unused(out: str | Path, *, overwrite: bool) -> Path:
+    """The path of a file to write; OptionError where one is there and is not to be replaced."""
+    target = Path(out).expanduser()
+    if target.exists() and not overwrite:
+        raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
+    return target
+
+
 def check_choice(name: str, value: object, known: Sequence[str]) -> str:
     """Return ``value``, or raise OptionError unless it is one of ``known``."""
     if isinstance(value, str) and value in known:

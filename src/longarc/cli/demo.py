@@ -55,14 +55,15 @@ def run(words: Sequence[str]) -> int:
         action="store_true",
         help="fewer and shorter texts, and nothing explained: under 90 s on 2 cores",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier demo and its table"
+    )
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     chosen = parser.parse_args(list(words))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from longarc.api import run_training
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.data.licenses import read_licenses
-    from longarc.data.table_writer import table_writer
     from longarc.report.terminal import print_metrics
     from longarc.training.job import refuse_existing
 
@@ -84,9 +85,8 @@ def run(words: Sequence[str]) -> int:
         refuse_existing(dataclasses.replace(config, out=recorded_out(config.out)))
     console.print("reading licence texts from licensedcode-data …")
     examples = read_licenses("category")
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table_writer(table) as write:
-        write({"text": examples.texts, "category": examples.labels or []})
+    columns = {"text": examples.texts, "category": examples.labels or []}
+    write_demo_table(table, columns, overwrite=chosen.overwrite)
     finished = run_training(config, console=console)
     recorded = None if chosen.quick else _record_and_explain(config, console)
     if chosen.json:
@@ -135,6 +135,28 @@ def _record_and_explain(config: TrainConfig, console: Any) -> Any:
     with Reporter(console).task("replaying the training", steps) as advance:
         run.explain_errors(ERRORS, advance=advance)
     return run
+
+
+def write_demo_table(path: Path, columns: dict[str, list[Any]], *, overwrite: bool) -> None:
+    """Write the table that demos in a folder share; OptionError where another stands there."""
+    from longarc.data.table import open_table
+    from longarc.data.table_writer import table_writer
+    from longarc.errors import DataError, OptionError
+
+    if path.exists() and not overwrite:
+        try:
+            found = next(open_table(path).batches(len(columns["text"]) + 1), None)
+        except DataError:
+            found = None
+        if found == columns:
+            return
+        raise OptionError(
+            f"{path} exists and is not the demo's table, which goes there. Name an --out in another "
+            "folder, or replace the table with --overwrite."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with table_writer(path) as write:
+        write(columns)
 
 
 def recorded_out(out: str) -> str:

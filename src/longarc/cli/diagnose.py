@@ -44,16 +44,15 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
     chosen = parser.parse_args(list(words))
     from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.errors import OptionError
-    from longarc.options import check_page
+    from longarc.options import check_page, check_unused
     from longarc.report.diagnosis import print_diagnosis, save_diagnosis
     from longarc.training.diagnosis import diagnose_documents, is_run
     from longarc.training.progress import Reporter
 
     quiet_libraries()
     out = None if chosen.out is None else check_page(chosen.out)
-    if out is not None and out.exists() and not chosen.overwrite:
-        raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
+    if out is not None:
+        check_unused(out, overwrite=chosen.overwrite)
     console = terminal(to_stderr=chosen.json)
     found = diagnose_documents(
         chosen.model,

@@ -30,18 +30,13 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print rows and path as JSON")
     chosen = parser.parse_args(list(words))
-    from pathlib import Path
-
     from longarc.api import open_run
     from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.errors import OptionError
+    from longarc.options import check_unused
     from longarc.training.progress import Reporter
 
     quiet_libraries()
-    if Path(chosen.out).expanduser().exists() and not chosen.overwrite:
-        raise OptionError(
-            f"{chosen.out} exists. Name another file, or replace it with --overwrite."
-        )
+    check_unused(chosen.out, overwrite=chosen.overwrite)
     console = terminal(to_stderr=chosen.json)
     opened = open_run(chosen.run)
     with Reporter(console).task("predicting") as advance:

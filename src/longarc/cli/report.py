@@ -23,13 +23,21 @@ def run(words: Sequence[str]) -> int:
         default=None,
         help="file to write; default: RUN/report.html for one run, comparison.html for several",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing page; a run's own report.html always is",
+    )
     parser.add_argument("--json", action="store_true", help="print the path as JSON")
     chosen = parser.parse_args(list(words))
-    from longarc.options import check_page
+    from longarc.options import check_page, check_unused
     from longarc.report.html import write_report
 
-    name = chosen.out or (None if len(chosen.runs) == 1 else "comparison.html")
-    out = check_page(name) if name else None
-    path = write_report([Path(run).expanduser() for run in chosen.runs], out)
+    runs = [Path(run).expanduser() for run in chosen.runs]
+    own = runs[0] / "report.html" if len(runs) == 1 else None
+    out = check_page(chosen.out or own or "comparison.html")
+    if own is None or out.resolve() != own.resolve():
+        check_unused(out, overwrite=chosen.overwrite)
+    path = write_report(runs, out)
     print(json.dumps({"path": str(path)}) if chosen.json else path)
     return 0
