@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import longarc as package
 from longarc.attribution.counterfactual import effects
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
+from longarc.cli.explain import _texts
 from longarc.cli.main import main
 from longarc.errors import DataError, OptionError
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
@@ -46,6 +48,14 @@ def closes(row):
     assert parts + row["residual"] == pytest.approx(row["final"], abs=1e-6)
     assert row["relative_residual"] < 1e-3
     assert sum(row["by_class"].values()) == pytest.approx(row["contributions"], abs=1e-6)
+
+
+def test_a_tables_first_rows_are_read_and_no_more(tmp_path):
+    table = tmp_path / "long.csv"
+    table.write_text("id,body\n" + "".join(f"{i},pump {i}\n" for i in range(5000)) + "1,2,3\n")
+    opened = SimpleNamespace(config=SimpleNamespace(text="body"))
+    chosen = SimpleNamespace(data=str(table), text=None, rows=2, column=None)
+    assert _texts(opened, chosen, None) == ["pump 0", "pump 1"]
 
 
 def test_a_text_explained_as_json(longarc, recorded):

@@ -88,7 +88,7 @@ def run(words: Sequence[str]) -> int:
     from longarc.attribution.of_run import METHODS
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.errors import OptionError
-    from longarc.options import check_choice, check_whole
+    from longarc.options import check_choice, check_unused, check_whole
 
     quiet_libraries()
     check_choice("method", chosen.method, (*METHODS, EFFECTS))
@@ -109,8 +109,7 @@ def run(words: Sequence[str]) -> int:
     out = None if chosen.out is None else Path(chosen.out).expanduser()
     if out is not None:
         _check_writable(out)
-        if out.exists() and not chosen.overwrite:
-            raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
+        check_unused(out, overwrite=chosen.overwrite)
     opened = open_run(chosen.run)
     console = terminal(to_stderr=chosen.json)
     texts = _texts(opened, chosen, console)
@@ -230,15 +229,17 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
         from longarc.attribution.explained_run import asked_texts
 
         return [] if chosen.text is None else asked_texts(chosen.text)
-    from longarc.data.examples import read_examples
+    from longarc.data.cells import as_texts
+    from longarc.data.columns import choose_columns
+    from longarc.data.table import open_table
     from longarc.errors import DataError
     from longarc.options import check_whole
 
-    most = 16 if chosen.rows is None else chosen.rows
-    examples, _ = read_examples(
-        chosen.data, text=chosen.column or opened.config.text, need_label=False
-    )
-    rows = examples.texts[: check_whole("--rows", most, at_least=1)]
+    most = check_whole("--rows", 16 if chosen.rows is None else chosen.rows, at_least=1)
+    table = open_table(chosen.data)
+    column = choose_columns(table, chosen.column or opened.config.text, need_label=False).text
+    first = next(table.batches(most, [column]), {column: []})
+    rows = as_texts(first[column], f"{table.name}, column {column!r}")
     texts = [text for text in rows if text.strip()]
     if not texts:
         raise DataError(f"{chosen.data} has no text to explain; expected one or more.")
