@@ -12,6 +12,7 @@ from contextlib import suppress
 import pytest
 
 from longarc.files import whole_file, whole_folder, write_json, write_text
+from longarc.training.checkpoint import publish
 
 KILLED = """
 import os, signal, sys
@@ -31,6 +32,27 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert (tmp_path / "metrics.json").read_text() == "old"
     write_text(tmp_path / "metrics.json", "new")
     assert (tmp_path / "metrics.json").read_text() == "new"
+
+
+def test_what_is_flushed_may_be_written_to_as_windows_asks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flush, modes = os.fsync, []
+
+    def fsync(handle):
+        modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a.txt", "new")
+    with whole_folder(tmp_path / "b") as temporary:
+        (temporary / "c.txt").write_text("new")
+        (temporary / "locked.txt").write_text("new")
+        (temporary / "locked.txt").chmod(0o444)
+    publish(tmp_path / "b", tmp_path / "c")
+    assert len(modes) == 5
+    allowed = {os.O_RDWR} if os.access(tmp_path / "c" / "locked.txt", os.W_OK) else {0, os.O_RDWR}
+    assert set(modes) <= allowed
+    assert modes.count(os.O_RDWR) >= 3
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

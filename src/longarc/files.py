@@ -42,7 +42,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp makes the file private
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~mask)
         for written in temporary.rglob("*"):
             if written.is_file():
-                _flush(written)
+                flush(written)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             path.replace(old / path.name)
@@ -77,9 +77,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+def flush(path: Path) -> None:
+    """Bring a file to the disk."""
+    # Windows flushes only what may be written to, and so leaves read-only files to itself.
+    writable = os.access(path, os.W_OK)
+    if writable or os.name != "nt":
+        with path.open("r+b" if writable else "rb") as written:
+            os.fsync(written.fileno())
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,15 +1,17 @@
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from longarc.data.examples import Examples
 from longarc.data.licenses import read_licenses
 from longarc.errors import RunError
-from longarc.report.html import worst_errors, write_report
+from longarc.report.html import _diagnosis, worst_errors, write_report
 from longarc.report.saved import read_run
 
 PARTS = [
@@ -270,6 +272,19 @@ def test_what_cannot_be_compared_is_refused(two_runs, multi_label_run, tmp_path)
     with pytest.raises(RunError, match="share no evaluated split"):
         write_report([tested, untested], out)
     assert not out.exists()
+
+
+def test_links_between_two_drives_are_whole(tmp_path, monkeypatch):
+    """Windows has no relative path from C: to D:, and Python says so by an error."""
+    run = SimpleNamespace(diagnosis={"verdict": "it vanishes"}, folder=tmp_path)
+    page = tmp_path / "diagnosis.html"
+    assert _diagnosis(run, tmp_path / "a" / "page.html")["link"] == "../diagnosis.html"
+
+    def relpath(path, start):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    assert _diagnosis(run, tmp_path / "a" / "page.html")["link"] == page.as_uri()
 
 
 def test_runs_of_one_name_are_told_apart(two_runs, tmp_path):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from longarc.errors import RunError
 from longarc.report import charts
 from longarc.report.measures import best, figure, measures_of, system_name
+from longarc.report.page import link_to
 from longarc.report.saved import SPLITS, SavedRun
 
 # Of the provenance, what makes one run differ from another; when and where it ran does not.
@@ -152,10 +151,4 @@ def _written(value: Any) -> str:
 
 def _link(run: SavedRun, target: Path) -> str | None:
     report = run.folder / "report.html"
-    if not report.is_file():
-        return None
-    # Two drives of Windows have no relative path between them.
-    try:
-        return quote(Path(os.path.relpath(report.resolve(), target.resolve().parent)).as_posix())
-    except ValueError:
-        return report.resolve().as_uri()
+    return link_to(report, target) if report.is_file() else None

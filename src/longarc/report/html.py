@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from longarc.errors import RunError
 from longarc.files import write_text
@@ -16,7 +14,7 @@ from longarc.report.comparison import comparison_context
 from longarc.report.drawing import shorten
 from longarc.report.learning_rate import search_context
 from longarc.report.measures import best, figure, measures_of, system_name, verdict
-from longarc.report.page import render
+from longarc.report.page import link_to, render
 from longarc.report.pretraining import pretraining_context, read_pretraining
 from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
@@ -124,10 +122,9 @@ def _diagnosis(run: SavedRun, target: Path) -> dict[str, str] | None:
     """The verdict on the gradient, and the way from the page to the diagnosis's."""
     if not run.diagnosis:
         return None
-    path = os.path.relpath((run.folder / "diagnosis.html").resolve(), target.resolve().parent)
     return {
         "verdict": shorten(run.diagnosis["verdict"], 600),
-        "link": quote(Path(path).as_posix()),
+        "link": link_to(run.folder / "diagnosis.html", target),
     }
 
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from longarc.report.drawing import printable, shorten
 from longarc.report.quantities import percent, rate, thousands
 from longarc.report.saved import is_number
+
+
+def link_to(page: Path, target: Path) -> str:
+    """The address of another page for the one at ``target``: relative, so both can move together.
+
+    >>> link_to(Path("runs/a b/report.html"), Path("runs/comparison.html"))
+    'a%20b/report.html'
+    """
+    # Two drives of Windows have no relative path between them.
+    try:
+        return quote(Path(os.path.relpath(page.resolve(), target.resolve().parent)).as_posix())
+    except ValueError:
+        return page.resolve().as_uri()
 
 
 def render(template: str, context: dict[str, Any]) -> str:

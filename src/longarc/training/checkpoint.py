@@ -8,7 +8,6 @@ exactly (Python writes the shortest text that reads back equal), so a resumed ru
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+from longarc.files import flush
 
 if TYPE_CHECKING:
     from longarc.objectives.losses.contract import Loss
@@ -130,8 +131,7 @@ def publish(unfinished: Path, place: Path) -> None:
     bear a checkpoint's name.
     """
     for path in unfinished.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
     old = place.with_name(f".{place.name}-old")
     if place.exists():
         place.replace(old)
