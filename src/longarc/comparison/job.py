@@ -42,7 +42,7 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, LongarcError, OptionError, RunError
 from longarc.files import write_json
-from longarc.hold import held
+from longarc.hold import held, refuse_own_sources
 from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import figure, system_name
@@ -108,6 +108,8 @@ def _begun(
         everywhere = {"max_length": length, **(config.options or {})}
         chosen = make_candidates(preset.candidates(length, material.multi_label), everywhere)
         check_lengths(chosen)
+    models = [c.options.get(name) for c in chosen for name in ("model", "embeddings")]
+    refuse_own_sources(config.folder, models)
     folder = cleared(config)
     config = material.config
     if material.table is not None:

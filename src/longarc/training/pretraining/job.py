@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from longarc.data.columns import Columns, choose_columns
 from longarc.data.table import Table, open_table
 from longarc.data.token_file import TokenFile, open_token_file, write_token_file
 from longarc.dynamics.collapse_detector import CollapseAlarm
-from longarc.errors import DataError, Interrupted, LongarcError, ModelError, OptionError, RunError
+from longarc.errors import Interrupted, LongarcError, ModelError, OptionError, RunError
 from longarc.files import whole_folder, write_json
-from longarc.hold import held
+from longarc.hold import held, restored
 from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
@@ -116,17 +117,13 @@ class _Job:
         self.learner = build_learner(self.config, self.tokenizer)
 
     def run(self) -> PretrainFolder:
-        begun = self.folder.config_file.is_file() and self.config.resume
-        self._open_folder()
         try:
-            try:
+            # Whether the table will do is known when all of it has been read.
+            with nullcontext() if self.config.resume else restored(self.folder.path):
+                self._open_folder()
                 with self.reporter.timed("prepare"):
                     self.documents = self._read()
                     self.split = self._split()
-            except DataError:
-                if not begun:
-                    shutil.rmtree(self.folder.path, ignore_errors=True)
-                raise
             watch = self._train()
             self._finish(watch)
         except torch.OutOfMemoryError as error:
