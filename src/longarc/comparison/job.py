@@ -24,7 +24,7 @@ from longarc.comparison.candidates import (
     read_candidates,
     what_differs,
 )
-from longarc.comparison.children import how_it_ended, run_training, stoppable
+from longarc.comparison.children import how_it_ended, run_training
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
 from longarc.comparison.folder import (
@@ -47,6 +47,7 @@ from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import figure, system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
+from longarc.stopping import stoppable
 from longarc.training.option_fields import check_out
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder

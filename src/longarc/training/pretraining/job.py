@@ -28,6 +28,7 @@ from longarc.hold import held, restored
 from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
+from longarc.stopping import stoppable
 from longarc.training.arguments import common_arguments
 from longarc.training.callbacks import (
     Bar,
@@ -71,7 +72,7 @@ def pretrain(
 
     Raises:
         LongarcError: bad input or options, before anything is left behind; Interrupted after
-            Ctrl-C.
+            Ctrl-C or SIGTERM.
     """
     config.validate()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -80,7 +81,7 @@ def pretrain(
             "several. Start it without torchrun; --chunk fits large batches into one GPU."
         )
     refuse_pretraining(config)
-    with held(config.run):
+    with stoppable(), held(config.run):
         return _Job(config, Reporter(console), config.data if data is None else data).run()
 
 
