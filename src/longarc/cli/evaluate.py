@@ -38,6 +38,13 @@ def run(words: Sequence[str]) -> int:
         print(json.dumps(figures, ensure_ascii=False))
         return 0
     print_metrics({"test": {"model": figures, "baselines": {}}}, console)
+    absent = sum(not row["support"] for row in figures["per_class"])
+    if absent:
+        console.print(
+            f"{absent} of {len(figures['per_class'])} classes do not occur in it: balanced accuracy "
+            "and macro-F1 are means over the others",
+            markup=False,
+        )
     for label, count in figures["unseen_labels"].items():
         console.print(
             f"label '{label}' ({count} rows) was never seen in training; its rows count as errors",
