@@ -6,6 +6,9 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table_writer import check_writable
+from longarc.options import check_unused
+from longarc.training.run_folder import open_run_folder
 
 
 def run(words: Sequence[str]) -> int:
@@ -30,13 +33,14 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print rows and path as JSON")
     chosen = parser.parse_args(list(words))
+    # Before what takes seconds to load.
+    open_run_folder(chosen.run)
+    check_unused(check_writable(chosen.out), overwrite=chosen.overwrite)
     from longarc.api import open_run
     from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.options import check_unused
     from longarc.training.progress import Reporter
 
     quiet_libraries()
-    check_unused(chosen.out, overwrite=chosen.overwrite)
     console = terminal(to_stderr=chosen.json)
     opened = open_run(chosen.run)
     with Reporter(console).task("predicting") as advance:
