@@ -125,12 +125,12 @@ def figures_from_counts(
     present = support > 0
     recall = _ratio(hits, support)
     f1 = _ratio(2.0 * hits, support + predicted)
-    total = support.sum(axis=1) if total is None else total
+    labels = support.sum(axis=1) if total is None else total
     found = {
         "balanced_accuracy": _mean(recall, present),
         "macro_f1": _mean(f1, present),
-        "micro_f1": _ratio(2.0 * hits.sum(axis=1), total + predicted.sum(axis=1)),
-        "weighted_f1": _ratio(np.where(present, support * f1, 0.0).sum(axis=1), total),
+        "micro_f1": _ratio(2.0 * hits.sum(axis=1), labels + predicted.sum(axis=1)),
+        "weighted_f1": _ratio(np.where(present, support * f1, 0.0).sum(axis=1), labels),
     }
     for group in ("head", "mid", "tail"):
         members = np.array([name == group for name in groups])
