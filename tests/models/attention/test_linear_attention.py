@@ -154,7 +154,8 @@ def _twice(leaves, options):
         out = feature_attention(*leaves, **{k: x for k, x in options.items() if k != "autocast"})
         pull = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
         first = torch.autograd.grad(out, leaves, pull, create_graph=True)
-    return [*first, *torch.autograd.grad(sum(x.float().square().sum() for x in first), leaves)]
+    size = torch.stack([x.float().square().sum() for x in first]).sum()
+    return [*first, *torch.autograd.grad(size, leaves)]
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
