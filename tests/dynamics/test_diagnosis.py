@@ -132,6 +132,15 @@ def test_what_a_forget_gate_keeps(kept, verdict):
     assert (1 / (1 + math.exp(-named))) ** (STEPS - 1) == pytest.approx(0.01, rel=0.5)
 
 
+@pytest.mark.parametrize(("kind", "name"), [(nn.LSTM, "lstm"), (nn.GRU, "gru")])
+def test_a_subclass_is_the_cell_that_it_is_made_of(kind, name):
+    own = type("Own", (kind,), {})
+    plain, found = (found_for(Reader(scaled(each, 0.1))) for each in (kind, own))
+    assert found.recurrent[0].cell == name
+    assert found.to_dict() == plain.to_dict()
+    assert found.findings[0].verdict == "vanishes"
+
+
 def test_pooling_gives_far_inputs_a_short_way():
     class Embedded(nn.Module):
         def __init__(self, mean):
