@@ -188,12 +188,9 @@ class _Back:
         total = {
             n: torch.stack([g[i].detach() for g in graphs]).sum(0) for i, n in enumerate(names)
         }
-        adam = self._adam(batches[0])
-        directions: dict[str, Tensor] = {}
-        for name in names:
-            directions[name] = self._through_update(
-                name, update[name], step, clip * total[name], moved[name], adam
-            )
+        directions = {
+            n: self._through_update(n, update[n], clip * total[n], moved[n]) for n in names
+        }
         directions = self._through_clip(directions, total, clip)
         for batch in batches:
             products = self._products(batch, directions)
@@ -202,49 +199,29 @@ class _Back:
         for graph in graphs:
             self._add_curvature(graph, names, directions)
 
-    def _through_update(
-        self,
-        name: str,
-        how: Update,
-        step: int,
-        gradient: Tensor,
-        moved: Tensor,
-        adam: Mapping[str, tuple[float, float, float, float]],
-    ) -> Tensor:
+    def _through_update(self, name: str, how: Update, gradient: Tensor, moved: Tensor) -> Tensor:
         """From θ̄', m̄', v̄' to those before, but for the Hessian; return ḡ, (Q, …)."""
         weights, first, second = self.weights[name], self.first[name], self.second[name]
-        scale = how.scale.to(weights) if isinstance(how.scale, Tensor) else how.scale
+        scale = torch.as_tensor(how.scale, dtype=weights.dtype, device=weights.device)
         at = self.all[name].detach()
         pushed = -scale * weights
         first.add_(pushed, alpha=how.momentum if how.nesterov else 1.0)
         found = how.gain * first
         if how.nesterov:
             found = found + pushed
-        if isinstance(scale, Tensor):
-            beta1, beta2, eps, rate = adam[name]
-            reach = rate / (1 - beta1 ** (step + 1))
-            root = reach / scale - eps  # √v̂'
+        if (moments := how.second) is not None:
+            root = moments.reach / scale - moments.eps  # √v̂'
             # θ' = θ − reach · m' / (√v̂' + ε) − cθ, so −scale · m' is the move without decay.
-            slope = -(moved + how.decoupled * at) * scale / reach
-            slope = torch.where(root > 1e-3 * eps, slope / (2 * root), 0.0)
-            second.add_(weights * (slope / (1 - beta2 ** (step + 1))))
+            slope = -(moved + how.decoupled * at) * scale / moments.reach
+            slope = torch.where(root > 1e-3 * moments.eps, slope / (2 * root), 0.0)
+            second.add_(weights * (slope / moments.unbias))
             decayed = gradient + how.coupled * at
-            found = found + (2 * (1 - beta2)) * decayed * second
-            second.mul_(beta2)
+            found = found + (2 * (1 - moments.beta2)) * decayed * second
+            second.mul_(moments.beta2)
         first.mul_(how.momentum)
         weights.mul_(1 - how.decoupled)
         if how.coupled:
             weights.add_(found, alpha=how.coupled)
-        return found
-
-    def _adam(self, batch: RecordedBatch) -> dict[str, tuple[float, float, float, float]]:
-        """β₁, β₂, ε and the learning rate of each parameter in a batch's step; {} for SGD."""
-        found = {}
-        for group, rate in zip(self.path.about["groups"], batch.learning_rates, strict=True):
-            options = group["options"]
-            if "betas" in options:
-                known = (*options["betas"], options["eps"], rate)
-                found |= dict.fromkeys(group["parameters"], known)
         return found
 
     def _through_clip(
