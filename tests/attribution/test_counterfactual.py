@@ -11,7 +11,7 @@ import longarc
 from longarc.attribution.counterfactual import _Back, effects
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
-from longarc.errors import OptionError
+from longarc.errors import ModelError, OptionError
 from longarc.objectives.regularizers.changed_loss import ChangedLoss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
@@ -186,6 +186,31 @@ def test_what_cannot_be_foretold_is_refused(record):
     unlabelled = [{"x": x} for x in run.data.x]
     with pytest.raises(OptionError, match="labels"):
         effects(given[0], given[1], unlabelled, given[3], QUERIES)
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if torch.is_grad_enabled():
+            raise NotImplementedError
+        return gradient
+
+
+def test_a_layer_without_a_second_derivative_that_shows_late_is_named(record, small):
+    data = small.Points(11)
+
+    class Odd(small.Net):
+        def forward(self, x, labels=None):
+            logits = super().forward(x)["logits"]
+            return {"logits": OnceOnly.apply(logits) if (x == data.x[4]).all(1).any() else logits}
+
+    run = record(model=Odd(), data=data, max_steps=2, train_sampling_strategy="sequential", **ADAMW)
+    with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
+        effects(run.path, run.trainer.model, data, run.trainer.data_collator, QUERIES)
 
 
 def test_with_tiny_steps_effects_are_contributions(tiny, tmp_path):

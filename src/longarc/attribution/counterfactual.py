@@ -17,7 +17,8 @@ derivative at the training as it was: where leaving an example out changes much,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from longarc.errors import ModelError, OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.recording.replay import LABELS, Replay
+from longarc.training.recording.replay import LABELS, Replay, width
 
 
 def effects(
@@ -109,7 +110,8 @@ class _Back:
             first, after = segments[-1]
             self.replay.go_to(first)
             recorded = self.path.batches(first, after)
-            self._check_curvature(recorded[0][0])
+            self._check_curvature(self._longest(segments))
+            self._loss_of(recorded[0][0])  # compares it with the record
             for batches in recorded:
                 self.replay.step(batches)
             self._open()
@@ -136,9 +138,15 @@ class _Back:
                     for name, value in tape.views(start).items():
                         self.all[name].copy_(value)
                 steps = tape.views(after_it - start)
-                self._step_back(first + i, recorded[i], tape.updates[i], tape.clips[i], steps)
+                self._step_back(recorded[i], tape.updates[i], tape.clips[i], steps)
                 if self.advance is not None:
                     self.advance(1)
+
+    def _longest(self, segments: list[tuple[int, int]]) -> RecordedBatch:
+        """The batch of the longest documents: kernels that gather tokens do so in these alone."""
+        every = (self.path.batches(*segment) for segment in segments)
+        batches = (batch for updates in every for update in updates for batch in update)
+        return max(batches, key=lambda batch: width(batch.inputs))
 
     def _check_curvature(self, batch: RecordedBatch) -> None:
         """Raise ModelError where the training cannot be differentiated twice."""
@@ -152,39 +160,31 @@ class _Back:
                     "(attention_probs_dropout_prob: 0)."
                 )
         parameters = list(self.all.values())
-        self.loss.set_progress(self.path.progress(batch.step))
-        total = self._loss_of(batch)
-        each = torch.autograd.grad(
-            total, parameters, torch.ones_like(total, requires_grad=True),
-            create_graph=True, allow_unused=True,
-        )  # fmt: skip
-        scalar = torch.stack([g.sum() for g in each if g is not None]).sum()
-        try:
+        total, _ = self._sum_of(batch)
+        with _differentiating_twice():
+            each = torch.autograd.grad(
+                total, parameters, torch.ones_like(total, requires_grad=True),
+                create_graph=True, allow_unused=True,
+            )  # fmt: skip
+            scalar = torch.stack([g.sum() for g in each if g is not None]).sum()
             refuse_cut(scalar)
             torch.autograd.grad(scalar, parameters, allow_unused=True)
-        except NotImplementedError as error:
-            raise ModelError(
-                "effects differentiate the training twice, and a layer of this model has a "
-                "gradient that cannot be differentiated, as learned attention has. Ask for "
-                "contributions instead (method exact or indexed), or train without that layer."
-            ) from error
 
     def _step_back(
         self,
-        step: int,
         batches: Sequence[RecordedBatch],
         update: Mapping[str, Update],
         clip: float,
         moved: Mapping[str, Tensor],
     ) -> None:
-        self.loss.set_progress(self.path.progress(step))
         losses = [self._loss_of(batch) for batch in batches]
         names = list(update)
         parameters = [self.all[n] for n in names]
-        graphs = [
-            torch.autograd.grad(each, parameters, create_graph=True, materialize_grads=True)
-            for each in losses
-        ]
+        with _differentiating_twice():
+            graphs = [
+                torch.autograd.grad(each, parameters, create_graph=True, materialize_grads=True)
+                for each in losses
+            ]
         total = {
             n: torch.stack([g[i].detach() for g in graphs]).sum(0) for i, n in enumerate(names)
         }
@@ -196,8 +196,9 @@ class _Back:
             products = self._products(batch, directions)
             for q, each in enumerate(products.double().cpu().numpy()):
                 np.add.at(self.found[q], list(batch.documents), each)
-        for graph in graphs:
-            self._add_curvature(graph, names, directions)
+        with _differentiating_twice():
+            for graph in graphs:
+                self._add_curvature(graph, names, directions)
 
     def _through_update(self, name: str, how: Update, gradient: Tensor, moved: Tensor) -> Tensor:
         """From θ̄', m̄', v̄' to those before, but for the Hessian; return ḡ, (Q, …)."""
@@ -242,15 +243,7 @@ class _Back:
 
     def _loss_of(self, batch: RecordedBatch) -> Tensor:
         """The batch's share of the step's loss, whose gradient the path has."""
-        collated = self.replay.collate([self.replay.dataset[i] for i in batch.documents])
-        named = next((n for n in LABELS if n in collated), None)
-        if named is None:
-            raise OptionError(
-                "the training set gives no labels. Effects need them beside the texts: expected "
-                f"one of {', '.join(LABELS)} in a batch."
-            )
-        logits = self._plain_logits(batch)
-        total = self.loss(logits, collated[named].to(logits.device), reduction="sum")
+        total, logits = self._sum_of(batch)
         (mine,) = torch.autograd.grad(total, logits, retain_graph=True)
         recorded = batch.gradient.to(mine)
         share = float((mine * recorded).sum() / mine.square().sum().clamp(min=1e-30))
@@ -260,6 +253,19 @@ class _Back:
                 f"step {batch.step}. Give the loss of the training with loss=."
             )
         return share * total
+
+    def _sum_of(self, batch: RecordedBatch) -> tuple[Tensor, Tensor]:
+        """The loss of the batch, summed over its examples, and the logits that it is of."""
+        collated = self.replay.collate([self.replay.dataset[i] for i in batch.documents])
+        named = next((n for n in LABELS if n in collated), None)
+        if named is None:
+            raise OptionError(
+                "the training set gives no labels. Effects need them beside the texts: expected "
+                f"one of {', '.join(LABELS)} in a batch."
+            )
+        logits = self._plain_logits(batch)
+        self.loss.set_progress(self.path.progress(batch.step))
+        return self.loss(logits, collated[named].to(logits.device), reduction="sum"), logits
 
     def _plain_logits(self, batch: RecordedBatch) -> Tensor:
         """By the kernel of attention that can be differentiated twice."""
@@ -322,3 +328,16 @@ class _Back:
         for name, part in zip(names, found, strict=True):
             if part is not None:
                 self.weights[name].add_(part)
+
+
+@contextmanager
+def _differentiating_twice() -> Iterator[None]:
+    """Say what it means where a layer inside the block has no second derivative."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ModelError(
+            "effects differentiate the training twice, and a layer of this model has a "
+            "gradient that cannot be differentiated, as learned attention has. Ask for "
+            "contributions instead (method exact or indexed), or train without that layer."
+        ) from error
