@@ -12,6 +12,7 @@ from longarc.attribution.counterfactual import _Back, effects
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import ModelError, OptionError
+from longarc.objectives.losses.f1_weighted import F1WeightedCrossEntropy
 from longarc.objectives.regularizers.changed_loss import ChangedLoss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
@@ -211,6 +212,17 @@ def test_a_layer_without_a_second_derivative_that_shows_late_is_named(record, sm
     run = record(model=Odd(), data=data, max_steps=2, train_sampling_strategy="sequential", **ADAMW)
     with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
         effects(run.path, run.trainer.model, data, run.trainer.data_collator, QUERIES)
+
+
+@pytest.mark.parametrize("level", [None, 1.0])
+def test_a_loss_with_running_statistics_is_refused_for_what_it_is(record, level):
+    loss = F1WeightedCrossEntropy("running")
+    flooding = [] if level is None else [longarc.Flooding(level=level, per_example=True)]
+    run = record(loss=loss, regularizers=flooding, max_steps=2, **ADAMW)
+    given = ChangedLoss(loss, flooding) if flooding else loss
+    model, collate = run.trainer.model, run.trainer.data_collator
+    with pytest.raises(OptionError, match=r"remembers the batches before it.*contributions"):
+        effects(run.path, model, run.data, collate, QUERIES, loss=given)
 
 
 def test_with_tiny_steps_effects_are_contributions(tiny, tmp_path):

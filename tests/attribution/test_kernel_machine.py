@@ -11,6 +11,8 @@ from torch.func import functional_call, jacrev
 
 import longarc
 from longarc.errors import DataError, OptionError
+from longarc.objectives.losses.registry import build_loss
+from longarc.objectives.regularizers.changed_loss import ChangedLoss
 
 TIGHT = 1e-11
 DESCENT = {"optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 11, "max_steps": 3}
@@ -204,6 +206,18 @@ def test_learning_takes_the_loss_as_it_was_at_each_step(record, small):
     twin = machine_of(run, loss=ldam()).learn([{"x": data.x[rarest]}], [int(data.y[rarest])])
     terms = twin.terms(some_items(2))
     assert terms.learned[:, :, 0] == pytest.approx(terms.contributions[:, :, rarest], rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["soft-f1", "f1-weighted"])
+def test_a_loss_of_the_batch_teaches_no_single_example(record, name):
+    run = record(**(DESCENT | {"max_steps": 1}))
+    flooding = [longarc.Flooding(level=1.0, per_example=True)]
+    given = build_loss(name, class_counts=[4, 4, 3])
+    for loss in (given, ChangedLoss(given, flooding)):
+        with pytest.raises(OptionError, match=r"belongs to the batch.*no pull of its own"):
+            machine_of(run, loss=loss).learn(some_items(1), [0])
+    alone = machine_of(run, loss=ChangedLoss(longarc.CrossEntropyLoss(), flooding))
+    assert len(alone.learn(some_items(1), [0]).newcomers) == 1
 
 
 def test_learning_has_the_loss_where_the_model_is(record, small):

@@ -68,7 +68,8 @@ def effects(
         advance: is called with 1 after each step of the way back.
 
     Raises:
-        OptionError: no query; a loss that is not the training's; no labels; AMSGrad.
+        OptionError: no query; a loss that is not the training's, or has running statistics; no
+            labels; AMSGrad.
         DataError, ModelError: a training set or a model that does not fit the path.
         ModelError: a layer whose gradient cannot be differentiated; dropout in attention that runs
             on another kernel than torch's plain one.
@@ -101,6 +102,12 @@ class _Back:
         self.autocast = bool(self.path.about["autocast"])
         if any(group["options"].get("amsgrad") for group in self.path.about["groups"]):
             raise OptionError("effects are not known for AMSGrad. Expected Adam, AdamW or SGD.")
+        if loss.remembers:
+            raise OptionError(
+                f"effects take the loss of a step again, and {type(loss).__name__} remembers the "
+                "batches before it (running statistics), which the path does not have. Ask for "
+                "contributions instead (method exact or indexed), or train with statistics=batch."
+            )
 
     def run(self, end: int) -> np.ndarray:
         found = np.zeros((self.number, self.path.about["documents"]))

@@ -296,7 +296,18 @@ class KernelMachine:
         Args:
             examples: what to learn.
             labels: of these: names or numbers of classes, or lists of them for several labels.
+
+        Raises:
+            OptionError: a loss that belongs to the batch, as soft F1 does; no such label.
+            DataError: not as many labels as examples.
         """
+        if self.loss.belongs_to_batch:
+            raise OptionError(
+                f"{type(self.loss).__name__} belongs to the batch: what it says of an example "
+                "depends on the others there, so that a further one has no pull of its own. "
+                "Expected a loss of each example alone, such as cross-entropy; predict, kernel and "
+                "forget work with any."
+            )
         examples = list(examples)
         if len(labels) != len(examples):
             raise DataError(f"{len(labels)} labels were given for {len(examples)} examples.")
