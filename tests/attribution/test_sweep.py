@@ -383,3 +383,5 @@ def test_no_query_is_refused(record):
         run.explain([])
     with pytest.raises(OptionError, match="steps 0 to 5"):
         run.explain(end=99)
+    with pytest.raises(OptionError, match="tolerance must be above 0; found 0"):
+        run.explain(tolerance=0)
