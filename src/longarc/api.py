@@ -207,8 +207,6 @@ class Run(ExplainedRun):
         return trained_loss(self.folder)
 
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
-        if isinstance(texts, str):
-            raise OptionError("predict takes a list of texts, found one string. Use [text].")
         return self.predictor.logits(as_texts(texts, "texts"))
 
     def evaluate(

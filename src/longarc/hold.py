@@ -6,14 +6,15 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from longarc.errors import RunError
+from longarc.errors import LongarcError, RunError
 from longarc.files import write_json
 
 LOCK, HOLDER = ".lock", ".holder.json"
@@ -99,6 +100,67 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in (LOCK, HOLDER):
             path.unlink()
+
+
+@contextmanager
+def restored(folder: Path) -> Iterator[None]:
+    """Empty a folder for the block, and put back what was in it where the block is refused.
+
+    Refused is: it raises a LongarcError. What was set aside lies beside the folder until then, and
+    is deleted after any other end.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "run"
+    >>> folder.mkdir()
+    >>> (folder / "old").touch()
+    >>> try:
+    ...     with restored(folder):
+    ...         (folder / "new").touch()
+    ...         raise RunError("no")
+    ... except RunError:
+    ...     [path.name for path in folder.iterdir()]
+    ['old']
+    """
+    old = [path for path in folder.iterdir() if path.name not in (LOCK, HOLDER)]
+    with _folder_beside(folder) if old else nullcontext(folder) as aside:
+        for path in old:
+            path.replace(aside / path.name)
+        try:
+            yield
+        except LongarcError:
+            clear(folder)
+            for path in old:
+                (aside / path.name).replace(path)
+            raise
+
+
+@contextmanager
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_own_sources(folder: Path, named: Iterable[str | None]) -> None:
+    """Raise RunError where something that is to be read lies in a folder that is to be replaced.
+
+    Args:
+        folder: what ``--overwrite`` deletes.
+        named: paths, Hub ids and names, as given; None for what was not.
+    """
+    for given in filter(None, named):
+        file = Path(given).expanduser()
+        # A link in the folder goes with it, and so does what a link elsewhere leads to.
+        places = file.resolve(), file.parent.resolve() / file.name
+        inside = any(place.is_relative_to(folder.resolve()) for place in places)
+        # The last part of a path may be a split, as in saved/test.
+        if inside and (file.exists() or (file.parent.exists() and file.parent != folder)):
+            raise RunError(
+                f"{given} lies in {folder}, which --overwrite deletes. Move it, or name another "
+                "--out."
+            )
 
 
 def _holder(folder: Path) -> str:

@@ -347,6 +347,9 @@ def test_an_option_that_is_not_there_is_answered_with_the_near_one(longarc, tick
     status, _, err = longarc("compare", tickets, "--budgt-steps", 1)
     assert status == 2
     assert "--budget-steps" in err
+    status, _, err = longarc("compare", tickets, "--max-length", 16)
+    assert status == 2
+    assert "--options '{\"max_length\": …}'" in err
 
 
 def test_a_comparison_is_no_run_and_is_not_resumed_and_replaced_at_once(longarc, tmp_path):

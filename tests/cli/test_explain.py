@@ -396,6 +396,7 @@ def test_what_cannot_be_recorded(longarc, tickets, tiny_model, tmp_path, words, 
     )  # fmt: skip
     assert status == 1
     assert said in err
+    assert not (tmp_path / "r").exists()
 
 
 def test_two_processes_build_the_index_that_one_builds(longarc, recorded):

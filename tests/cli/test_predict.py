@@ -88,6 +88,11 @@ def test_evaluate_counts_labels_never_seen(longarc, trained, tickets, tmp_path):
     status, out, _ = longarc("evaluate", trained, table)
     assert status == 0
     assert "astronomy" in out
+    one = lines[1].rsplit(",", 1)[1]
+    table.write_text("\n".join([lines[0], *(r for r in lines[1:] if r.endswith(one))]) + "\n")
+    status, out, _ = longarc("evaluate", trained, table)
+    assert status == 0
+    assert "classes do not occur in it" in " ".join(out.split())
 
 
 def test_a_table_without_a_known_label_has_no_figures(longarc, trained, tickets, tmp_path):

@@ -125,6 +125,12 @@ def test_two_processes_agree_on_the_loss(start, tickets, tiny_model, tmp_path):
     [
         (["--freeze", "--sampler", "class-balanced"], ["--freeze", "--sampler", "--recipe crt"]),
         (["--recipe-minutes", "-1"], ["--recipe-minutes is -1", "at least 0"]),
+        (
+            ["--recipe-minutes", "1", "--loss", "focal"],
+            ["--recipe-minutes is for --recipe auto and --loss auto"],
+        ),
+        (["--freeze", "--head-learning-rate", "0.1"], ["--freeze", "--head-learning-rate"]),
+        (["--freeze", "--accumulation", "2"], ["--freeze", "--accumulation"]),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

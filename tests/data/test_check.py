@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from itertools import pairwise
 
@@ -132,7 +133,7 @@ def test_multi_label():
     held_out = part(["v 1", "v 2"], [["a", "b"], ["a", "new"]])
     found = {f.code: f for f in check(train, held_out, held_out).findings}
     assert found["unseen-label"].examples == [2]
-    assert set(found) == {"unseen-label", "leak"}
+    assert set(found) == {"unseen-label", "leak", "no-label"}
 
 
 def test_labels_that_look_like_several_in_one_string():
@@ -145,6 +146,20 @@ def test_labels_that_look_like_several_in_one_string():
     several = [name.split(";") for name in labels]
     found = check(part([f"n {i}" for i in range(24)], several)).findings
     assert "joined-labels" not in [f.code for f in found]
+
+
+def test_labels_that_are_spelt_in_several_ways():
+    labels = ["bill", "Bill", "pump  oil", "Pump oil"] * 6
+    found = {f.code: f for f in check(part([f"n {i}" for i in range(24)], labels)).findings}
+    assert found["similar-labels"].count == 2
+    assert re.search("[Bb]ill and [Bb]ill", found["similar-labels"].message)
+
+
+def test_texts_without_a_label_among_several():
+    train = part([f"n {i}" for i in range(9)], [["a"], [], ["a", "b"]] * 3)
+    found = {f.code: f for f in check(train).findings}
+    assert (found["no-label"].count, found["no-label"].examples) == (3, [2, 5, 8])
+    assert "imbalance" not in found
 
 
 def test_no_text_at_all():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longarc.data.cells import as_texts
 from longarc.data.examples import choose_columns, read_examples
 from longarc.data.table import open_table
 from longarc.errors import DataError, OptionError
@@ -193,3 +195,33 @@ def test_select():
     examples, _ = read_examples({"text": LONG, "label": list("ababab")})
     some = examples.select([4, 1])
     assert (some.texts, some.labels, some.rows) == ([LONG[4], LONG[1]], ["a", "b"], [5, 2])
+
+
+@pytest.mark.parametrize(
+    "row", [[0, 1, 0, 0], [True, False, False], "[0, 0]", np.array([1, 0, 0]), [1.0, 1.0]]
+)
+def test_an_indicator_is_no_list_of_labels(row):
+    with pytest.raises(DataError, match=r"row 1, column 'label'.*indicator of classes"):
+        read_examples({"text": ["a pump", "a bill"], "label": [row, row]})
+
+
+@pytest.mark.parametrize("row", [[0, 1], ["0", "1", "1"], [2, 2], ["a", "a"]])
+def test_lists_that_are_no_indicator(row):
+    examples, _ = read_examples({"text": ["a pump", "a bill"], "label": [row, row]})
+    assert examples.labels == [list(dict.fromkeys(map(str, row)))] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ("one text", "found one string"),
+        ({"body": ["a"]}, "found a dict of columns"),
+        (pd.DataFrame({"body": ["a", "b"]}), "found a DataFrame of columns"),
+        (datasets.Dataset.from_dict({"body": ["a"]}), "found a Dataset of columns"),
+    ],
+    ids=["string", "dict", "pandas", "datasets"],
+)
+def test_texts_are_a_list_of_them(values, found):
+    with pytest.raises(OptionError, match=f"expected a list of texts, {found}"):
+        as_texts(values, "texts")
+    assert as_texts(pd.Series(["a", None]), "texts") == ["a", ""]

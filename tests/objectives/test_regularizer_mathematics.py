@@ -145,42 +145,51 @@ def test_freelb(model, batch, epsilon):
     same(loss, losses_at(model, batch, e).mean().detach())
 
 
-def test_input_gradient_penalty(model, batch):
+def huber(length, delta):
+    return torch.where(length <= delta, length**2, 2 * delta * length - delta**2)
+
+
+@pytest.mark.parametrize("delta", [1e9, 2.0], ids=["squares", "huber"])
+def test_input_gradient_penalty(model, batch, delta):
     def penalised():
         change = zeros(model, batch).requires_grad_()
         losses = losses_at(model, batch, embed(model, batch) + change)
         (g,) = torch.autograd.grad(losses.sum(), change, create_graph=True)
-        return losses.mean() + 0.3 * (g * free(batch)).flatten(1).norm(dim=1).square().mean()
+        length = (g * free(batch)).flatten(1).norm(dim=1)
+        assert length.min() < delta
+        assert length.max() > delta or delta == 1e9
+        return losses.mean() + 0.3 * huber(length, delta).mean()
 
     expected = flat(model, penalised())
     plain = flat(model, losses_at(model, batch, embed(model, batch)).mean())
-    exact = InputGradientPenalty(weight=0.3, method="double-backward")
+    exact = InputGradientPenalty(weight=0.3, method="double-backward", delta=delta)
     same(found(model, batch, exact)[1], expected)
     errors = []
     for epsilon in (1e-2, 1e-3):
-        near = InputGradientPenalty(weight=0.3, epsilon=epsilon)
+        near = InputGradientPenalty(weight=0.3, epsilon=epsilon, delta=delta)
         errors.append((found(model, batch, near)[1] - expected).norm() / (expected - plain).norm())
     assert errors[0] < 0.1
     assert errors[1] < 0.15 * errors[0]  # of first order in ε
 
 
-def test_input_gradient_penalty_reports_its_objective(model, batch):
+@pytest.mark.parametrize("delta", [1e9, 2.0], ids=["squares", "huber"])
+def test_input_gradient_penalty_reports_its_objective(model, batch, delta):
     """By both methods, and cut into batches; so a flooding outside sees the same."""
     length = slope(model, batch, zeros(model, batch)).flatten(1).norm(dim=1)
     plain = losses_at(model, batch, embed(model, batch)).mean().detach()
-    penalty = 0.3 * length.square().mean()
+    penalty = 0.3 * huber(length, delta).mean()
     assert penalty > 0.1 * plain
-    exact = InputGradientPenalty(weight=0.3, method="double-backward")
+    exact = InputGradientPenalty(weight=0.3, method="double-backward", delta=delta)
     same(reported(model, cut(batch, 2, 4), exact), plain + penalty)
     errors = []
     for epsilon in (1e-2, 1e-3):
-        near = InputGradientPenalty(weight=0.3, epsilon=epsilon)
+        near = InputGradientPenalty(weight=0.3, epsilon=epsilon, delta=delta)
         error = reported(model, cut(batch, 2, 4), near) - plain - penalty
         errors.append(float(error.abs() / penalty))
     assert errors[0] < 0.1
     assert errors[1] < 0.15 * errors[0]
     # Between the objective and that with twice the penalty, descent is right.
-    chosen = InputGradientPenalty(weight=0.3, epsilon=1e-3)
+    chosen = InputGradientPenalty(weight=0.3, epsilon=1e-3, delta=delta)
     _, descent = found(model, batch, chosen)
     for level, sign in ((0.5, 1), (1.5, -1)):
         flooding = Flooding(float(plain + level * penalty))

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from longarc.errors import ModelError
+from longarc.errors import Interrupted, ModelError
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.objectives.losses.ldam import LDAMLoss
 from longarc.objectives.losses.radius_margin import RadiusMarginLoss
 from longarc.training.batches import Documents, PaddedBatches
-from longarc.training.callbacks import Bar, CheckpointClock, FiniteLoss, Interruption, RunLog
+from longarc.training.callbacks import (
+    Bar,
+    CheckpointClock,
+    FiniteLoss,
+    Interruption,
+    RunLog,
+    train_interruptibly,
+)
 from longarc.training.progress import Advance, Reporter
 from longarc.training.trainer import Trainer
 
@@ -236,6 +244,21 @@ def test_an_interruption_saves_and_gives_the_signals_back(tiny, tmp_path, number
     assert trainer.state.global_step == 3
     assert (tmp_path / "checkpoint-3").is_dir()
     assert signal.getsignal(number) is before
+
+
+def test_an_interruption_after_the_last_step_stops_what_would_follow(tiny, tmp_path):
+    class InEvaluation(TrainerCallback):
+        def on_evaluate(self, args, state, control, **_):
+            if state.global_step == state.max_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    interruption = Interruption()
+    trainer = tiny.make_resumable(
+        tmp_path, callbacks=(interruption, InEvaluation()), num_train_epochs=1
+    )
+    with pytest.raises(Interrupted, match="after step 5 of 5; its state is saved"):
+        train_interruptibly(trainer, interruption)
+    assert (tmp_path / "checkpoint-5").is_dir()
 
 
 def test_a_second_interruption_stops_at_once(tiny, tmp_path):

@@ -11,7 +11,8 @@ from longarc.training.option_fields import flag
 
 OPTIONS = (
     "text", "label", "label_separator", "validation", "test", "validation_fraction",
-    "test_fraction", "limit", "model", "max_length", "seed", "trust_remote_code",
+    "test_fraction", "limit", "model", "model_options", "embeddings", "positions",
+    "position_alpha", "max_length", "seed", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from longarc.cli.parser import Parser, add_options, as_typed, help_of
 from longarc.comparison.config import CompareConfig
+from longarc.training.config import TrainConfig
+from longarc.training.option_fields import flag
 
 
 def run(words: Sequence[str]) -> int:
@@ -19,6 +21,11 @@ def run(words: Sequence[str]) -> int:
         "chart of quality, speed and memory, and the table behind it.",
         "longarc compare tickets.csv --candidates attention --budget-examples 2000 "
         "--out runs/compare",
+        {
+            flag(field.name): "It is one of the trainings: --options "
+            f"'{{\"{field.name}\": …}}' gives it to all, the candidates file to each."
+            for field in dataclasses.fields(TrainConfig)
+        },
     )
     parser.add_argument(
         "data", type=as_typed, nargs="?", default=None, help=help_of(CompareConfig, "data")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.training.run_folder import open_run_folder
 
 
 def run(words: Sequence[str]) -> int:
@@ -25,6 +26,7 @@ def run(words: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     chosen = parser.parse_args(list(words))
+    open_run_folder(chosen.run)  # before what takes seconds to load
     from longarc.api import open_run
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.terminal import print_metrics
@@ -36,6 +38,13 @@ def run(words: Sequence[str]) -> int:
         print(json.dumps(figures, ensure_ascii=False))
         return 0
     print_metrics({"test": {"model": figures, "baselines": {}}}, console)
+    absent = sum(not row["support"] for row in figures["per_class"])
+    if absent:
+        console.print(
+            f"{absent} of {len(figures['per_class'])} classes do not occur in it: balanced accuracy "
+            "and macro-F1 are means over the others",
+            markup=False,
+        )
     for label, count in figures["unseen_labels"].items():
         console.print(
             f"label '{label}' ({count} rows) was never seen in training; its rows count as errors",

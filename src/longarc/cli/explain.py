@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.training.run_folder import open_run_folder
 
 EFFECTS = "effects"
 PAGES = (".html", ".htm")
@@ -82,6 +83,7 @@ def run(words: Sequence[str]) -> int:
         parser.error("--errors explains margins of the class that was taken: drop --label and --of")
     if chosen.errors is not None and chosen.method == EFFECTS:
         parser.error("the report shows errors by contributions that add up: drop --method effects")
+    open_run_folder(chosen.run)  # before what takes seconds to load
     from pathlib import Path
 
     from longarc.api import open_run

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; Python would complain at exit
-        return 1
+        return 141  # as of a program that SIGPIPE has ended
     except OSError as error:
         if error.errno is None:
             raise

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
@@ -33,13 +33,16 @@ class PlainHelp(jsonargparse.DefaultHelpFormatter):
 class Parser(jsonargparse.ArgumentParser):
     """A verb's options; a wrong one is answered with those that come close, and exit status 2."""
 
-    def __init__(self, verb: str, description: str, example: str):
+    def __init__(
+        self, verb: str, description: str, example: str, hints: Mapping[str, str] | None = None
+    ):
         super().__init__(
             prog=f"longarc {verb}",
             description=description,
             epilog=f"example: {example}",
             formatter_class=PlainHelp,
         )
+        self.hints = hints or {}
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the message, with close matches for an unknown option, and exit."""
@@ -48,7 +51,7 @@ class Parser(jsonargparse.ArgumentParser):
         if unknown or in_file:
             known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
             name = unknown[1] if unknown else f"--{in_file[1].replace('_', '-')}" if in_file else ""
-            message = f"no option {name}. {near(name, known)}"
+            message = f"no option {name}. {self.hints.get(name) or near(name, known)}"
         wrong = re.search(r"Parser key \"(\w+)\":", message)
         if wrong and (action := self._action_of(wrong[1])):
             given = re.search(r"(?:Got value|Given value|value): (.*)", message)

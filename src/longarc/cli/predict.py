@@ -6,6 +6,9 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table_writer import check_writable
+from longarc.errors import OptionError
+from longarc.training.run_folder import open_run_folder
 
 
 def run(words: Sequence[str]) -> int:
@@ -30,18 +33,17 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print rows and path as JSON")
     chosen = parser.parse_args(list(words))
-    from pathlib import Path
-
-    from longarc.api import open_run
-    from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.errors import OptionError
-    from longarc.training.progress import Reporter
-
-    quiet_libraries()
-    if Path(chosen.out).expanduser().exists() and not chosen.overwrite:
+    # Before what takes seconds to load.
+    open_run_folder(chosen.run)
+    if check_writable(chosen.out).exists() and not chosen.overwrite:
         raise OptionError(
             f"{chosen.out} exists. Name another file, or replace it with --overwrite."
         )
+    from longarc.api import open_run
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.training.progress import Reporter
+
+    quiet_libraries()
     console = terminal(to_stderr=chosen.json)
     opened = open_run(chosen.run)
     with Reporter(console).task("predicting") as advance:

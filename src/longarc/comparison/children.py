@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,24 +19,6 @@ POLL = 0.5
 
 PATIENCE = 120.0
 """Seconds that an interrupted training may take to save its state."""
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Let SIGTERM stop the block as Ctrl-C does, and Ctrl-C where it was ignored, as in scripts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python allows no handler here
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

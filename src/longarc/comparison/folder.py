@@ -17,7 +17,7 @@ from longarc.comparison.config import CompareConfig
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
 from longarc.files import refuse_taken, write_text
-from longarc.hold import clear, held, is_empty
+from longarc.hold import clear, held, is_empty, refuse_own_sources
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,7 @@ def refuse_existing(config: CompareConfig) -> None:
         )
     files = [config.data, config.validation, config.test]
     files += [config.candidates] if in_a_file(config.candidates) else []
-    for given in files:
-        file = Path(given or "").expanduser()
-        if given and file.exists() and file.resolve().is_relative_to(path.resolve()):
-            raise RunError(
-                f"{given} lies in {path}, which --overwrite deletes. Move it, or name another "
-                "--out."
-            )
+    refuse_own_sources(path, files)
 
 
 def cleared(config: CompareConfig) -> CompareFolder:

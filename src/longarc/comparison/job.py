@@ -24,7 +24,7 @@ from longarc.comparison.candidates import (
     read_candidates,
     what_differs,
 )
-from longarc.comparison.children import how_it_ended, run_training, stoppable
+from longarc.comparison.children import how_it_ended, run_training
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.figures import rows
 from longarc.comparison.folder import (
@@ -42,11 +42,12 @@ from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, LongarcError, OptionError, RunError
 from longarc.files import write_json
-from longarc.hold import held
+from longarc.hold import held, refuse_own_sources
 from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import figure, system_name
 from longarc.report.trade_off import sentence_of, write_trade_off
+from longarc.stopping import stoppable
 from longarc.training.option_fields import check_out
 from longarc.training.progress import Reporter, clock
 from longarc.training.run_folder import RunFolder
@@ -108,6 +109,8 @@ def _begun(
         everywhere = {"max_length": length, **(config.options or {})}
         chosen = make_candidates(preset.candidates(length, material.multi_label), everywhere)
         check_lengths(chosen)
+    models = [c.options.get(name) for c in chosen for name in ("model", "embeddings")]
+    refuse_own_sources(config.folder, models)
     folder = cleared(config)
     config = material.config
     if material.table is not None:

@@ -6,10 +6,10 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from longarc.errors import DataError
+from longarc.errors import DataError, OptionError
 
 # Half of a surrogate pair is no character: tokenizers and UTF-8 refuse it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -36,11 +36,21 @@ def as_text(value: Any) -> str:
 def as_texts(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
     """Cells as training reads them: a missing one is an empty text.
 
-    Raises DataError that names ``where`` and the row, counted from ``before`` + 1, for a list.
+    Raises:
+        DataError: a cell that is no text; it names ``where`` and the row, counted from
+            ``before`` + 1.
+        OptionError: one string, or a table, whose items would be its letters or its columns.
 
     >>> as_texts(["a", None], "texts")
     ['a', '']
     """
+    if isinstance(values, str):
+        raise OptionError("expected a list of texts, found one string. Use [text].")
+    if isinstance(values, Mapping) or hasattr(values, "columns") or hasattr(values, "column_names"):
+        raise OptionError(
+            f"expected a list of texts, found a {type(values).__name__} of columns. Take the one "
+            'with the texts, as in table["text"]; predict_table reads whole tables.'
+        )
     texts: list[str] = []
     for value in values:
         try:
@@ -89,10 +99,19 @@ def as_labels(value: Any, separator: str | None = None) -> list[str]:
     []
 
     Raises:
-        ValueError: as for ``as_label``.
+        ValueError: as for ``as_label``; and a row of an indicator matrix, such as [0, 1, 0, 0].
     """
     parts = _parts(value, separator)
+    if len(set(map(str, parts))) < len(parts) and all(_is_indicator(part) for part in parts):
+        raise ValueError(
+            f"{parts[:8]}, which looks like an indicator of classes; expected the names of those "
+            "that the document has, as sklearn's MultiLabelBinarizer.inverse_transform gives them"
+        )
     return list(dict.fromkeys(name for part in parts if (name := as_label(part)) is not None))
+
+
+def _is_indicator(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and value in (0, 1)
 
 
 def holds_several(value: Any) -> bool:

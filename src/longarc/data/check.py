@@ -245,13 +245,35 @@ def _classes(splits: Splits, space: LabelSpace) -> Iterator[Finding]:
             rows,
             count=len(rare),
         )
+    spelt: dict[str, list[str]] = defaultdict(list)
+    for name in space.names:
+        spelt[" ".join(name.split()).casefold()].append(name)
+    if alike := [names for names in spelt.values() if len(names) > 1]:
+        yield Finding(
+            "note",
+            "similar-labels",
+            f"{len(alike)} classes are spelt in several ways "
+            f"({_some([' and '.join(names) for names in alike])}), and learnt as different ones",
+            len(alike),
+            [],
+        )
+    if space.multi_label:
+        pairs = zip(splits.train.rows, splits.train.labels or [], strict=True)
+        if none := [row for row, label in pairs if not label]:
+            yield _finding(
+                "note",
+                "no-label",
+                f"{len(none):,} of {len(splits.train):,} training texts have no label, and are "
+                "learnt as having none of the classes",
+                none,
+            )
     ratio = space.counts[0] / space.counts[-1]
-    share = space.counts[0] / len(splits.train)
+    share = 0.0 if space.multi_label else space.counts[0] / len(splits.train)
     if ratio >= _IMBALANCE or share >= _MAJORITY:
         advice = (
             f"always predicting {space.names[0]} would have an accuracy of {share:.0%}: go by "
             "balanced accuracy and macro-F1"
-            if share >= _MAJORITY and not space.multi_label
+            if share >= _MAJORITY
             else "a loss for long tails, such as logit-adjusted, helps the rare classes"
         )
         yield Finding(

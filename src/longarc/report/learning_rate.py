@@ -64,16 +64,33 @@ def search_context(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """The range, its ends, what was tried and what it cost, for people."""
+    """The range, its ends, what was tried and what it cost, for people.
+
+    >>> row = {"learning_rate": 1e-5, "macro_f1": 0.7, "steps": 20}
+    >>> rows = [row, row | {"learning_rate": 1e-4, "macro_f1": 0.71}]
+    >>> found = {"recommended": 1e-5, "candidates": rows, "validation": 90, "run_steps": 100,
+    ...     "cost": 0.6, "range": {"low": 1e-5, "high": 1e-4, "low_why": "a", "high_why": "b"},
+    ...     "stability": {"steps": 24, "passes": 40, "documents": 16}, "cost_steps": 60}
+    >>> sentences(found)[1].partition("documents. ")[2][:42]
+    '1e-5 is recommended for its smaller loss: '
+    """
     bounds, steps = found["range"], found["stability"]["steps"]
     short = found["candidates"][0]["steps"]
     times = found["cost"]
+    rows = [row for row in found["candidates"] if row["macro_f1"] is not None]
+    best = max(rows, key=lambda row: row["macro_f1"], default=None)
+    why = ""
+    if best is not None and best["learning_rate"] != found["recommended"]:
+        why = (
+            f" {_rate(found['recommended'])} is recommended for its smaller loss: its macro-F1 is "
+            f"within two standard errors of the best, that of {_rate(best['learning_rate'])}."
+        )
     return [
         f"Range: {_rate(bounds['low'])} to {_rate(bounds['high'])}. Upper end: "
         f"{bounds['high_why']}. Lower end: {bounds['low_why']}.",
         f"Tried: {len(found['candidates'])} rates in runs of {thousands(short)} steps of the "
         f"training's {thousands(found['run_steps'])}, with its own schedule; compared on "
-        f"{thousands(found['validation'])} validation documents.",
+        f"{thousands(found['validation'])} validation documents.{why}",
         f"Cost: {thousands(round(found['cost_steps']))} steps, {percent(times)} of the training's: "
         f"{thousands(steps)} of a rising warm-up, with "
         f"{thousands(found['stability']['passes'])} forward passes over "

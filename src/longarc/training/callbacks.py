@@ -231,7 +231,8 @@ def train_interruptibly(trainer: Any, interruption: Interruption, **options: Any
         trainer.train(**options)
     finally:
         interruption.restore()
-    if interruption.stopped:
+    # In the last epoch's evaluation no step comes any more that would have stopped.
+    if interruption.stopped or agreed(interruption.asked, trainer.args):
         state = trainer.state
         raise Interrupted(
             f"stopped after step {state.global_step} of {state.max_steps}; its state is saved."

@@ -127,7 +127,9 @@ class TrainConfig:
     recipe_tau: float | None = option(
         None, "τ of --recipe post-hoc or tau-norm; default: chosen on the validation split"
     )
-    recipe_minutes: float = option(5.0, "time that the trials of --recipe auto may take")
+    recipe_minutes: float = option(
+        5.0, "time that the trials of --recipe auto and --loss auto may take"
+    )
     hybrid: float = option(
         0.0, "add so many times the margins of TF-IDF + LinearSVC to the logits; 0 for none"
     )
@@ -240,6 +242,8 @@ class TrainConfig:
             )
         for name, given in (
             ("--regularizers", self.regularizers), ("--embedding-factor", self.embedding_factor != 1),
+            ("--head-learning-rate", self.head_learning_rate is not None),
+            ("--accumulation", self.accumulation != 1),
         ):  # fmt: skip
             if self.freeze and given:
                 raise OptionError(
@@ -267,6 +271,12 @@ class TrainConfig:
             raise OptionError(
                 f"--recipe-tau is for --recipe post-hoc or tau-norm, and --recipe is {self.recipe}. "
                 "Name one of the two, or drop --recipe-tau."
+            )
+        tries = "auto" in (self.recipe, self.loss)
+        if self.recipe_minutes != TrainConfig.recipe_minutes and not tries:
+            raise OptionError(
+                "--recipe-minutes is for --recipe auto and --loss auto, and nothing is tried here. "
+                "Add one of them, or drop this."
             )
         if not self.validates:
             self._refuse_choices()

@@ -19,14 +19,22 @@ def free_space(folder: Path) -> tuple[Path, int]:
     return place, shutil.disk_usage(place).free
 
 
-def refuse_full_disk(run: Path, parameters: int, copies: int) -> None:
-    """Raise RunError where a run folder's disk cannot hold so many copies of the parameters."""
+def refuse_full_disk(run: Path, parameters: int, copies: int, path: int = 0) -> None:
+    """Raise RunError where a run folder's disk cannot hold a run.
+
+    Args:
+        run: the folder.
+        parameters: of the model, four bytes each.
+        copies: of them, at most at once.
+        path: bytes of a recorded path.
+    """
     place, free = free_space(run)
-    needed = 4 * parameters * copies
+    needed = 4 * parameters * copies + path
     if free < needed:
+        what = "checkpoints and the training path" if path else "checkpoints"
         raise RunError(
             f"{place} has {free / 1e9:.2f} GB free, and this run needs up to "
-            f"{needed / 1e9:.2f} GB for checkpoints. Free some, or name a folder on another "
+            f"{needed / 1e9:.2f} GB for {what}. Free some, or name a folder on another "
             "disk with --out."
         )
 

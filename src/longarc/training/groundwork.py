@@ -42,6 +42,7 @@ from longarc.training.recipes.loss_choice import candidate_losses, probe_losses
 from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.recipes.second_stage import check_head
 from longarc.training.recipes.trials import Trials
+from longarc.training.recording.run_recorder import bytes_of_path
 from longarc.training.run_folder import RunFolder, create_run_folder, describe_origin
 from longarc.training.starting_model import fit_attention, starting_model
 
@@ -138,7 +139,11 @@ class Groundwork:
 
     def _open_folder(self) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
-        refuse_full_disk(self.config.run, parameters, 1 if self.config.freeze else self.copies)
+        path = 0
+        if not self.config.resume:  # else it is there in part
+            path = bytes_of_path(self.config, self.model, len(self.splits.train))
+        copies = 1 if self.config.freeze else self.copies
+        refuse_full_disk(self.config.run, parameters, copies, path)
         origin = describe_origin(
             self.prepared.data_sha256,
             encoder=type(self.model.base_model).__name__,

@@ -22,6 +22,7 @@ from longarc.errors import Interrupted
 from longarc.files import whole_file, whole_folder, write_json
 from longarc.hold import held
 from longarc.models.head import final_linear
+from longarc.stopping import stoppable
 from longarc.training.baseline import LinearBaseline
 from longarc.training.config import TrainConfig
 from longarc.training.evaluation import score, write_predictions
@@ -48,12 +49,13 @@ def train(config: TrainConfig, *, data: Any = None, console: Console | None = No
         console: where to say what happens; None for silence.
 
     Raises:
-        LongarcError: bad input or options, before anything is written; Interrupted after Ctrl-C.
+        LongarcError: bad input or options, before anything is written; Interrupted after Ctrl-C
+            or SIGTERM.
     """
     reporter = Reporter(console if is_main_process() else None)
     config.validate()
     refuse_existing(config)
-    with held(config.run) if is_main_process() else nullcontext():
+    with stoppable(), held(config.run) if is_main_process() else nullcontext():
         prepared = prepare(config, reporter, data)
         return _Job(prepared, reporter).run()
 

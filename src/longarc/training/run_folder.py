@@ -20,7 +20,7 @@ import yaml
 from longarc.data.labels import LabelSpace
 from longarc.errors import OptionError, RunError
 from longarc.files import write_text
-from longarc.hold import clear, is_empty
+from longarc.hold import clear, is_empty, refuse_own_sources
 from longarc.training.config import TrainConfig
 from longarc.version import __version__
 
@@ -250,6 +250,8 @@ def refuse_existing(config: Any, kind: type[RunFolder] = RunFolder) -> None:
             f"{path} holds {state}. Name another folder with --out, go on with --resume, or "
             "replace it with --overwrite."
         )
+    sources = ("data", "validation", "test", "model", "embeddings")
+    refuse_own_sources(path, (getattr(config, name, None) for name in sources))
 
 
 def create_run_folder(

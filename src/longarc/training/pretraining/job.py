@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,12 +22,13 @@ from longarc.data.columns import Columns, choose_columns
 from longarc.data.table import Table, open_table
 from longarc.data.token_file import TokenFile, open_token_file, write_token_file
 from longarc.dynamics.collapse_detector import CollapseAlarm
-from longarc.errors import DataError, Interrupted, LongarcError, ModelError, OptionError, RunError
+from longarc.errors import Interrupted, LongarcError, ModelError, OptionError, RunError
 from longarc.files import whole_folder, write_json
-from longarc.hold import held
+from longarc.hold import held, restored
 from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
+from longarc.stopping import stoppable
 from longarc.training.arguments import common_arguments
 from longarc.training.callbacks import (
     Bar,
@@ -70,7 +72,7 @@ def pretrain(
 
     Raises:
         LongarcError: bad input or options, before anything is left behind; Interrupted after
-            Ctrl-C.
+            Ctrl-C or SIGTERM.
     """
     config.validate()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -79,7 +81,7 @@ def pretrain(
             "several. Start it without torchrun; --chunk fits large batches into one GPU."
         )
     refuse_pretraining(config)
-    with held(config.run):
+    with stoppable(), held(config.run):
         return _Job(config, Reporter(console), config.data if data is None else data).run()
 
 
@@ -116,17 +118,13 @@ class _Job:
         self.learner = build_learner(self.config, self.tokenizer)
 
     def run(self) -> PretrainFolder:
-        begun = self.folder.config_file.is_file() and self.config.resume
-        self._open_folder()
         try:
-            try:
+            # Whether the table will do is known when all of it has been read.
+            with nullcontext() if self.config.resume else restored(self.folder.path):
+                self._open_folder()
                 with self.reporter.timed("prepare"):
                     self.documents = self._read()
                     self.split = self._split()
-            except DataError:
-                if not begun:
-                    shutil.rmtree(self.folder.path, ignore_errors=True)
-                raise
             watch = self._train()
             self._finish(watch)
         except torch.OutOfMemoryError as error:
