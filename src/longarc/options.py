@@ -40,6 +40,14 @@ def check_number(
     )
 
 
+def check_positive(name: str, value: object) -> float:
+    """Return ``value`` as a float, or raise OptionError unless it is a finite number above 0."""
+    number = check_number(name, value)
+    if number > 0:
+        return number
+    raise OptionError(f"{name} must be above 0; found {value!r}.")
+
+
 def check_whole(name: str, value: object, *, at_least: int = 0, at_most: int | None = None) -> int:
     """Return ``value``, or raise OptionError unless it is a whole number of that range."""
     top = float("inf") if at_most is None else at_most

@@ -11,7 +11,8 @@ import longarc
 from longarc.attribution.counterfactual import _Back, effects
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
-from longarc.errors import OptionError
+from longarc.errors import ModelError, OptionError
+from longarc.objectives.losses.f1_weighted import F1WeightedCrossEntropy
 from longarc.objectives.regularizers.changed_loss import ChangedLoss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
@@ -33,6 +34,7 @@ def written_out(run, weights, level=None, loss_of=None):
     options = {n: g["options"] for g in about["groups"] for n in g["parameters"]}
     m = {n: torch.zeros_like(p) for n, p in theta.items()}
     v = {n: torch.zeros_like(p) for n, p in theta.items()}
+    steps = dict.fromkeys(theta, 0)  # of each parameter: those that brought it a gradient
     model.eval()
     for t, batches in enumerate(path.batches(0, path.end), start=1):
         documents = [i for batch in batches for i in batch.documents]
@@ -49,23 +51,26 @@ def written_out(run, weights, level=None, loss_of=None):
         if level is not None:
             each = (each - level).abs() + level
         loss = (each * weights[documents]).sum() / size
-        grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+        each = torch.autograd.grad(loss, list(theta.values()), create_graph=True, allow_unused=True)
+        grads = {n: g for n, g in zip(theta, each, strict=True) if g is not None}
         if about["max_grad_norm"]:
-            norm = torch.cat([g.flatten() for g in grads]).norm()
-            grads = [g * (about["max_grad_norm"] / (norm + 1e-6)).clamp(max=1) for g in grads]
-        new = {}
-        for (n, p), g in zip(theta.items(), grads, strict=True):
-            o, rate = options[n], batches[0].learning_rates[0]
+            norm = torch.cat([g.flatten() for g in grads.values()]).norm()
+            left = (about["max_grad_norm"] / (norm + 1e-6)).clamp(max=1)
+            grads = {n: g * left for n, g in grads.items()}
+        new = dict(theta)
+        for n, g in grads.items():
+            p, o, rate = theta[n], options[n], batches[0].learning_rates[0]
+            steps[n] += 1
             if about["optimizer"] == "SGD":
                 g = g + o["weight_decay"] * p
-                m[n] = g if t == 1 else o["momentum"] * m[n] + (1 - o["dampening"]) * g
+                m[n] = g if steps[n] == 1 else o["momentum"] * m[n] + (1 - o["dampening"]) * g
                 new[n] = p - rate * (g + o["momentum"] * m[n] if o["nesterov"] else m[n])
                 continue
             (beta1, beta2), decay = o["betas"], o["weight_decay"]
             m[n] = beta1 * m[n] + (1 - beta1) * g
             v[n] = beta2 * v[n] + (1 - beta2) * g**2
-            root = (v[n] / (1 - beta2**t)).sqrt() + o["eps"]
-            new[n] = p * (1 - rate * decay) - rate * m[n] / (1 - beta1**t) / root
+            root = (v[n] / (1 - beta2 ** steps[n])).sqrt() + o["eps"]
+            new[n] = p * (1 - rate * decay) - rate * m[n] / (1 - beta1 ** steps[n]) / root
         theta = new
     for n, p in model.named_parameters():
         assert torch.allclose(theta[n], p, atol=1e-12), "written out, it must be the training's"
@@ -92,6 +97,30 @@ def test_effects_are_the_derivatives_of_the_training(record, options):
     found = effects(run.path, run.trainer.model, run.data, run.trainer.data_collator, QUERIES)
     assert found == pytest.approx(np.stack(expected), rel=1e-7, abs=1e-11)
     assert np.abs(found).max() > 1e-4
+
+
+def test_a_parameter_is_as_far_as_its_own_gradients(record, small):
+    """Adam corrects its moments by the parameter's steps, not by those of the training."""
+
+    class Sometimes(small.Net):
+        def __init__(self):
+            super().__init__()
+            self.extra = torch.nn.Linear(6, 6).double()
+
+        def forward(self, x, labels=None):
+            hidden = self.norm(torch.tanh(self.first(x)))
+            if x[:, 0].mean() > 0:
+                hidden = hidden + self.extra(hidden)
+            return {"logits": self.last(hidden)}
+
+    run = record(model=Sometimes(), max_steps=6, max_grad_norm=0.5, **ADAMW)
+    batches = run.path.batches(0, run.path.end)
+    assert len({bool(run.data.x[list(b.documents), 0].mean() > 0) for (b,) in batches}) == 2
+    weights = torch.ones(len(run.data), dtype=torch.float64, requires_grad=True)
+    value = written_out(run, weights)[0]
+    (expected,) = torch.autograd.grad(value, weights)
+    found = effects(run.path, run.trainer.model, run.data, run.trainer.data_collator, QUERIES[:1])
+    assert found[0] == pytest.approx(expected.numpy(), rel=1e-7, abs=1e-11)
 
 
 def test_a_flooded_loss_of_each_document(record):
@@ -158,6 +187,42 @@ def test_what_cannot_be_foretold_is_refused(record):
     unlabelled = [{"x": x} for x in run.data.x]
     with pytest.raises(OptionError, match="labels"):
         effects(given[0], given[1], unlabelled, given[3], QUERIES)
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if torch.is_grad_enabled():
+            raise NotImplementedError
+        return gradient
+
+
+def test_a_layer_without_a_second_derivative_that_shows_late_is_named(record, small):
+    data = small.Points(11)
+
+    class Odd(small.Net):
+        def forward(self, x, labels=None):
+            logits = super().forward(x)["logits"]
+            return {"logits": OnceOnly.apply(logits) if (x == data.x[4]).all(1).any() else logits}
+
+    run = record(model=Odd(), data=data, max_steps=2, train_sampling_strategy="sequential", **ADAMW)
+    with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
+        effects(run.path, run.trainer.model, data, run.trainer.data_collator, QUERIES)
+
+
+@pytest.mark.parametrize("level", [None, 1.0])
+def test_a_loss_with_running_statistics_is_refused_for_what_it_is(record, level):
+    loss = F1WeightedCrossEntropy("running")
+    flooding = [] if level is None else [longarc.Flooding(level=level, per_example=True)]
+    run = record(loss=loss, regularizers=flooding, max_steps=2, **ADAMW)
+    given = ChangedLoss(loss, flooding) if flooding else loss
+    model, collate = run.trainer.model, run.trainer.data_collator
+    with pytest.raises(OptionError, match=r"remembers the batches before it.*contributions"):
+        effects(run.path, model, run.data, collate, QUERIES, loss=given)
 
 
 def test_with_tiny_steps_effects_are_contributions(tiny, tmp_path):

@@ -11,6 +11,8 @@ from torch.func import functional_call, jacrev
 
 import longarc
 from longarc.errors import DataError, OptionError
+from longarc.objectives.losses.registry import build_loss
+from longarc.objectives.regularizers.changed_loss import ChangedLoss
 
 TIGHT = 1e-11
 DESCENT = {"optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 11, "max_steps": 3}
@@ -206,6 +208,18 @@ def test_learning_takes_the_loss_as_it_was_at_each_step(record, small):
     assert terms.learned[:, :, 0] == pytest.approx(terms.contributions[:, :, rarest], rel=1e-8)
 
 
+@pytest.mark.parametrize("name", ["soft-f1", "f1-weighted"])
+def test_a_loss_of_the_batch_teaches_no_single_example(record, name):
+    run = record(**(DESCENT | {"max_steps": 1}))
+    flooding = [longarc.Flooding(level=1.0, per_example=True)]
+    given = build_loss(name, class_counts=[4, 4, 3])
+    for loss in (given, ChangedLoss(given, flooding)):
+        with pytest.raises(OptionError, match=r"belongs to the batch.*no pull of its own"):
+            machine_of(run, loss=loss).learn(some_items(1), [0])
+    alone = machine_of(run, loss=ChangedLoss(longarc.CrossEntropyLoss(), flooding))
+    assert len(alone.learn(some_items(1), [0]).newcomers) == 1
+
+
 def test_learning_has_the_loss_where_the_model_is(record, small):
     loss = longarc.LogitAdjustedLoss([6, 3, 2])
     run = record(loss=loss, **DESCENT)
@@ -223,7 +237,7 @@ def test_the_svm_is_scikit_learns_on_the_kernel(record, small):
     run = record(data=data, **(DESCENT | {"max_steps": 6}))
     machine = machine_of(run, tolerance=1e-6)
     labels = data.y.tolist()
-    fitted = machine.svm(labels, strength=10.0, label=1)
+    fitted = machine.svm(labels, strength=np.float32(10.0), label=1)
     training = [data[i] for i in range(11)]
     gram = machine.kernel(training, training, label=1)
     gram = (gram + gram.T) / 2
@@ -234,6 +248,8 @@ def test_the_svm_is_scikit_learns_on_the_kernel(record, small):
     assert fitted.score(gram, labels) > 0.8
     with pytest.raises(DataError, match="3 labels were given for a training set of 11"):
         machine.svm([0, 1, 1])
+    with pytest.raises(OptionError, match="strength must be above 0; found 0"):
+        machine.svm(labels, strength=0)
 
 
 def test_what_cannot_be_asked(record):
@@ -249,16 +265,34 @@ def test_what_cannot_be_asked(record):
     assert len(machine) == 11
 
 
-def test_two_classes_have_the_margins_kernel(record, small):
+@pytest.fixture
+def two(small):
     class Two(small.Net):
         def __init__(self):
             super().__init__()
             self.last = torch.nn.Linear(6, 2).double()
             self.config.num_labels = 2
 
+    return Two()
+
+
+def test_two_labels_of_one_example_are_no_rivals(record, small, two):
+    data = small.Points(11)
+    data.y = (data.x[:, :2] > 0).double()
+    loss = longarc.BinaryCrossEntropyLoss()
+    machine = machine_of(record(model=two, data=data, loss=loss, **DESCENT), loss=loss)
+    items = some_items(2)
+    each = [machine.kernel(items, label=c) for c in (0, 1)]
+    assert machine.kernel(items) == pytest.approx(sum(each) / 2, rel=1e-10)
+    told = [np.int64(1), np.array([1]), [np.int64(1)], [1], 1]
+    for one in told:
+        assert machine.learn(items[:1], [one]).newcomers[0][1].tolist() == [0.0, 1.0]
+
+
+def test_two_classes_have_the_margins_kernel(record, small, two):
     data = small.Points(11)
     data.y = data.y.clamp(max=1)
-    machine = machine_of(record(model=Two(), data=data, **DESCENT))
+    machine = machine_of(record(model=two, data=data, **DESCENT))
     items = some_items(2)
     margin = machine.kernel(items)
     sides = machine.kernel(items, label=0) + machine.kernel(items, label=1)

@@ -142,13 +142,14 @@ def test_layers_that_are_known_take_one_pass():
 def trained(tiny, make, tmp_path):
     """A recorded training of a changed BERT, and a question to ask of it."""
 
-    def run(change, dropout=0.0):
+    def run(change, dropout=0.0, *, texts=None, **options):
         model, _ = make(change, dropout)
         tokenizer = tiny.make_tokenizer()
-        texts, target = tiny.make_table(12)
+        some, target = tiny.make_table(12)
+        texts, options = texts or some, {"max_steps": 3, "learning_rate": 0.05} | options
         data, collate = Documents(texts, tokenizer, 48, target), PaddedBatches(tokenizer)
         trainer = longarc.Trainer(
-            model, tiny.make_arguments(tmp_path, max_steps=3, learning_rate=0.05),
+            model, tiny.make_arguments(tmp_path, **options),
             train_dataset=data, data_collator=collate, loss=longarc.CrossEntropyLoss(),
             callbacks=[longarc.PathRecorder()],
         )  # fmt: skip
@@ -190,6 +191,18 @@ def trained_again(path, model, data, collate, query, weights, rate):
 def test_effects_need_second_derivatives(trained):
     with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
         effects(*trained(learned))
+
+
+def test_effects_need_second_derivatives_of_every_batch(trained):
+    """Short documents take another way through the kernel, and the last ones are short."""
+    texts = ["pump oil", "court law liability the a notice of bank " * 3, *["pump oil"] * 10]
+    given = trained(
+        learned, texts=texts, per_device_train_batch_size=1, train_sampling_strategy="sequential"
+    )
+    done = []
+    with pytest.raises(ModelError, match=r"the training twice.*contributions instead"):
+        effects(*given, advance=done.append)
+    assert not done
 
 
 def test_effects_need_the_dropout_of_the_training(trained):

@@ -359,12 +359,14 @@ def test_a_fine_tuned_bert(tiny, tmp_path):
     assert max(e.relative_residual for e in found) < 1e-3
 
 
-def test_nothing_is_left_behind(record):
-    run = record(**ADAMW)
+@pytest.mark.parametrize("odd", [False, True])
+def test_nothing_is_left_behind(record, small, odd):
+    run = record(model=small.Net(odd=odd), **ADAMW)
     before = {n: v.clone() for n, v in run.trainer.model.state_dict().items()}
     files = set(run.path.folder.iterdir())
-    run.explain()
+    run.explain(parameters=lambda name: not name.endswith("bias"))
     assert set(run.path.folder.iterdir()) == files
+    assert list(run.trainer.model.state_dict()) == list(before)
     for name, value in run.trainer.model.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -381,3 +383,5 @@ def test_no_query_is_refused(record):
         run.explain([])
     with pytest.raises(OptionError, match="steps 0 to 5"):
         run.explain(end=99)
+    with pytest.raises(OptionError, match="tolerance must be above 0; found 0"):
+        run.explain(tolerance=0)

@@ -19,7 +19,7 @@ from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.cli.explain import _texts
 from longarc.cli.main import main
-from longarc.errors import DataError, OptionError
+from longarc.errors import DataError, OptionError, RunError
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.recording.recorded_path import RecordedPath
@@ -339,6 +339,10 @@ def test_an_index_of_its_own(longarc, recorded):
     assert "dimensions 128, not 192" in err
     with pytest.raises(OptionError, match="has its parameters from when it was built"):
         package.open_run(recorded).explain("a", method="indexed", parameters=bool)
+    assert package.open_run(recorded).build_index(parameters=bool).about["dimensions"] == 128
+    with pytest.raises(RunError, match=r"is of parameters .*, not \['classifier"):
+        package.open_run(recorded).build_index(parameters=lambda n: n.startswith("classifier"))
+    assert (index / "index.json").stat().st_mtime_ns == at
 
 
 def test_several_processes_cannot_replace_an_index(longarc, recorded, monkeypatch):

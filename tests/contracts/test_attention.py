@@ -61,26 +61,34 @@ def test_shapes_and_types(name, b, n, dv):
 
 
 @every_kernel
-def test_a_document_depends_on_neither_padding_nor_company(name):
+@pytest.mark.parametrize("where", ["behind", "before", "among"])
+def test_a_document_depends_on_neither_padding_nor_company(name, where):
     kernel, n = build(name), 75
     alone = document(n, b=1)
     weight = torch.randn(alone[2].shape, dtype=torch.float64)
     want, want_gradients = gradients(kernel, alone, None, weight)
     for extra in (1, 70):
         other = document(n + extra, b=1, seed=1)
+        order = torch.randperm(n + extra, generator=torch.Generator().manual_seed(extra))
+        at = {
+            "behind": torch.arange(n),
+            "before": torch.arange(extra, n + extra),
+            "among": order[:n].sort().values,
+        }[where]
         tensors, mask = [], torch.ones(2, n + extra, dtype=torch.bool)
-        mask[0, n:] = False
+        mask[0] = False
+        mask[0, at] = True
         for mine, theirs in zip(alone, other, strict=True):
             padded = torch.full_like(theirs, 1e4)
-            padded[:, :, :n] = mine
+            padded[:, :, at] = mine
             tensors.append(torch.cat([padded, theirs]))
         padded_weight = torch.zeros_like(tensors[2])
-        padded_weight[:1, :, :n] = weight
+        padded_weight[:1, :, at] = weight
         got, got_gradients = gradients(kernel, tensors, mask, padded_weight)
-        torch.testing.assert_close(got[:1, :, :n], want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[:1, :, at], want, rtol=1e-5, atol=1e-5)
         for one, two in zip(got_gradients, want_gradients, strict=True):
-            torch.testing.assert_close(one[:1, :, :n], two, rtol=1e-5, atol=1e-5)
-            assert (one[:1, :, n:] == 0).all()
+            torch.testing.assert_close(one[:1, :, at], two, rtol=1e-5, atol=1e-5)
+            assert (one[:1, :, ~mask[0]] == 0).all()
 
 
 @every_kernel

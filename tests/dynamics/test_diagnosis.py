@@ -132,6 +132,15 @@ def test_what_a_forget_gate_keeps(kept, verdict):
     assert (1 / (1 + math.exp(-named))) ** (STEPS - 1) == pytest.approx(0.01, rel=0.5)
 
 
+@pytest.mark.parametrize(("kind", "name"), [(nn.LSTM, "lstm"), (nn.GRU, "gru")])
+def test_a_subclass_is_the_cell_that_it_is_made_of(kind, name):
+    own = type("Own", (kind,), {})
+    plain, found = (found_for(Reader(scaled(each, 0.1))) for each in (kind, own))
+    assert found.recurrent[0].cell == name
+    assert found.to_dict() == plain.to_dict()
+    assert found.findings[0].verdict == "vanishes"
+
+
 def test_pooling_gives_far_inputs_a_short_way():
     class Embedded(nn.Module):
         def __init__(self, mean):
@@ -283,7 +292,7 @@ def test_shares_of_branches():
 
 @pytest.mark.parametrize("length", [1, 4, 10, 23])
 def test_tenths_of_even_shares_are_even(length):
-    even = InputShares((1 / length,) * length, length - 1, length)
+    even = InputShares(((1 / length,) * length,))
     found = summarize([GradientFlow(1.0, 1.0, even, (), ())])
     assert found.inputs.tenths == pytest.approx([0.1] * 10, abs=1e-6)
 
@@ -291,11 +300,40 @@ def test_tenths_of_even_shares_are_even(length):
 def test_tenths_by_hand():
     """Of five tokens, the last first: each is two tenths."""
     shares = (0.4, 0.3, 0.2, 0.1, 0.0)
-    found = summarize([GradientFlow(1.0, 1.0, InputShares(shares, 3, 5), (), ())])
+    found = summarize([GradientFlow(1.0, 1.0, InputShares((shares,)), (), ())])
     wanted = [0.0, 0.0, 0.05, 0.05, 0.1, 0.1, 0.15, 0.15, 0.2, 0.2]
     assert found.inputs.tenths == pytest.approx(wanted, abs=1e-6)
     assert found.inputs.within == pytest.approx([0.4, 0.7, 0.9, 1.0, 1.0], abs=1e-6)
+    assert (found.inputs.reach, found.inputs.length) == (3, 5)
     assert found.findings[0].verdict == "unknown"
+
+
+def test_texts_of_one_batch_count_as_texts_of_several():
+    """Of a mean of embeddings each token has the same share of its own text."""
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.out = nn.Embedding(30, 4), nn.Linear(4, 2)
+
+        def forward(self, input_ids, attention_mask):
+            seen = attention_mask[..., None]
+            return self.out((self.words(input_ids) * seen).sum(1) / seen.sum(1))
+
+    def squared(model, batch):
+        return model(**batch).square().sum()
+
+    mask = (torch.arange(40) < torch.tensor([[10], [40]])).long()
+    both = {"input_ids": torch.randint(0, 30, (2, 40)), "attention_mask": mask}
+    first, second = ({name: x[i : i + 1] for name, x in both.items()} for i in (0, 1))
+    together = diagnose(Mean(), [both], loss=squared).inputs
+    apart = diagnose(Mean(), [first, second], loss=squared).inputs
+    for found in (together, apart):
+        assert found.within[9] == pytest.approx((1 + 10 / 40) / 2, rel=1e-4)
+        assert found.tenths == pytest.approx([0.1] * 10, rel=1e-4)
+        assert found.reach == (9 + 39) / 2
+        assert found.length == (10 + 40) / 2
 
 
 def test_the_gravest_comes_first():

@@ -196,6 +196,8 @@ def test_inputs_by_distance_from_the_end():
         assert flow.inputs.shares[distance] == pytest.approx(sum(shares) / len(shares), rel=1e-4)
     assert flow.inputs.length == 6
     assert flow.inputs.reach == 5
+    assert [len(text) for text in flow.inputs.texts] == LENGTHS.tolist()
+    assert flow.to_dict()["inputs"]["shares"] == flow.inputs.shares
     # A frozen table has no gradient of its own, and its vectors still do.
     frozen = bert()
     frozen.get_input_embeddings().requires_grad_(False)

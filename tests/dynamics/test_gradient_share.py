@@ -184,6 +184,21 @@ def test_growth_of_powers_of_one_number():
         assert reach(found.norms) == {0.5: 6, 1.0: 395, 1.5: 399, 1e-4: 0}[factor]
 
 
+def test_a_gradient_that_has_died_counts_as_zero():
+    """Three documents: one whose last step but one is shut, one open, and one too short."""
+    rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True).double()
+    nn.init.constant_(rnn.weight_ih_l0, 1.0)
+    nn.init.constant_(rnn.weight_hh_l0, 0.5)
+    x = torch.ones(3, 6, 1, dtype=DOUBLE)
+    x[0, 4] = -100.0
+    mask = torch.arange(6) < torch.tensor([[6], [6], [3]])
+    found = follow_back(recurrent_jacobians(rnn, x, mask=mask), torch.ones(3, 1, 1, dtype=DOUBLE))
+    assert found.lengths.tolist() == [6, 6, 3]
+    # At 2 the first document's has died and the third's has not; beyond, the third has no steps.
+    shares = torch.tensor([1, 1, 2 / 3, 1 / 2, 1 / 2, 1 / 2], dtype=DOUBLE)
+    torch.testing.assert_close(found.norms, shares * 0.5 ** torch.arange(6, dtype=DOUBLE))
+
+
 def test_without_errors_there_is_nothing():
     _, _, jacobians, errors, _ = case("gru")
     found = follow_back(jacobians, torch.zeros_like(errors[:, 0]))

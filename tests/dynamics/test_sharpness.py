@@ -303,10 +303,19 @@ def test_frozen_weights_do_not_count(small):
         model.first.requires_grad_(False)
         assert sharpness(model, batch, loss=loss) == pytest.approx(expected, rel=1e-3)
         model.requires_grad_(False)
-        with pytest.raises(ModelError, match="no parameter requires a gradient"):
-            sharpness(model, batch, loss=loss)
+        for method in ("lanczos", "critical"):
+            with pytest.raises(ModelError, match="no parameter requires a gradient"):
+                sharpness(model, batch, loss=loss, method=method)
     finally:
         model.requires_grad_(True)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power", "critical"])
+def test_where_gradients_are_off(small, method):
+    model, batch, loss, _ = small["tanh"]
+    expected = sharpness(model, batch, loss=loss, method=method)
+    with torch.no_grad():
+        assert sharpness(model, batch, loss=loss, method=method) == expected
 
 
 def test_without_a_second_derivative_it_falls_back_to_differences():

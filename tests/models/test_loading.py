@@ -55,12 +55,14 @@ def test_a_folder_without_config(tmp_path):
         resolve_model(tmp_path)
 
 
-def test_a_run_folder_in_place_of_a_model(tmp_path, saved_classifier):
+def test_a_run_folder_in_place_of_a_model(tmp_path, saved_classifier, monkeypatch):
     run = saved_classifier.parent
     with pytest.raises(ModelError, match=r"looks like a run folder: name its model/"):
         resolve_model(run)
     (run / "labels.json").write_text("{}")
     assert load_model(run).config.num_labels == 3
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert load_model(f"~/{run.name}").config.num_labels == 3
 
 
 def test_training_goes_on_from_a_runs_model(saved_classifier):

@@ -163,3 +163,17 @@ def test_the_contracts_own_arguments():
     for ignore_index in (0, 5, 1.5):
         with pytest.raises(OptionError, match="ignore_index must be a negative whole number"):
             Loss(ignore_index=ignore_index)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_belongs_to_the_batch_says_so(name):
+    """Whether an example's loss changes with the others of its batch."""
+    several = name not in loss_names(multi_label=False)
+    loss = build_loss(name, class_counts=[6, 3, 2], num_examples=11, multi_label=several)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    target = torch.tensor([1, 0, 2, 1])
+    target = torch.eye(3, dtype=torch.float64)[target] if several else target
+    known = {"class_vectors": torch.eye(3, dtype=torch.float64)} if loss.uses_class_vectors else {}
+    whole, part = (loss(logits[:n], target[:n], reduction="none", **known)[0] for n in (4, 2))
+    assert bool(whole != part) == loss.belongs_to_batch

@@ -17,7 +17,8 @@ derivative at the training as it was: where leaving an example out changes much,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from longarc.errors import ModelError, OptionError
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
-from longarc.training.recording.replay import LABELS, Replay
+from longarc.training.recording.replay import LABELS, Replay, width
 
 
 def effects(
@@ -67,7 +68,8 @@ def effects(
         advance: is called with 1 after each step of the way back.
 
     Raises:
-        OptionError: no query; a loss that is not the training's; no labels; AMSGrad.
+        OptionError: no query; a loss that is not the training's, or has running statistics; no
+            labels; AMSGrad.
         DataError, ModelError: a training set or a model that does not fit the path.
         ModelError: a layer whose gradient cannot be differentiated; dropout in attention that runs
             on another kernel than torch's plain one.
@@ -100,6 +102,12 @@ class _Back:
         self.autocast = bool(self.path.about["autocast"])
         if any(group["options"].get("amsgrad") for group in self.path.about["groups"]):
             raise OptionError("effects are not known for AMSGrad. Expected Adam, AdamW or SGD.")
+        if loss.remembers:
+            raise OptionError(
+                f"effects take the loss of a step again, and {type(loss).__name__} remembers the "
+                "batches before it (running statistics), which the path does not have. Ask for "
+                "contributions instead (method exact or indexed), or train with statistics=batch."
+            )
 
     def run(self, end: int) -> np.ndarray:
         found = np.zeros((self.number, self.path.about["documents"]))
@@ -109,7 +117,8 @@ class _Back:
             first, after = segments[-1]
             self.replay.go_to(first)
             recorded = self.path.batches(first, after)
-            self._check_curvature(recorded[0][0])
+            self._check_curvature(self._longest(segments))
+            self._loss_of(recorded[0][0])  # compares it with the record
             for batches in recorded:
                 self.replay.step(batches)
             self._open()
@@ -136,9 +145,15 @@ class _Back:
                     for name, value in tape.views(start).items():
                         self.all[name].copy_(value)
                 steps = tape.views(after_it - start)
-                self._step_back(first + i, recorded[i], tape.updates[i], tape.clips[i], steps)
+                self._step_back(recorded[i], tape.updates[i], tape.clips[i], steps)
                 if self.advance is not None:
                     self.advance(1)
+
+    def _longest(self, segments: list[tuple[int, int]]) -> RecordedBatch:
+        """The batch of the longest documents: kernels that gather tokens do so in these alone."""
+        every = (self.path.batches(*segment) for segment in segments)
+        batches = (batch for updates in every for update in updates for batch in update)
+        return max(batches, key=lambda batch: width(batch.inputs))
 
     def _check_curvature(self, batch: RecordedBatch) -> None:
         """Raise ModelError where the training cannot be differentiated twice."""
@@ -152,99 +167,69 @@ class _Back:
                     "(attention_probs_dropout_prob: 0)."
                 )
         parameters = list(self.all.values())
-        self.loss.set_progress(self.path.progress(batch.step))
-        total = self._loss_of(batch)
-        each = torch.autograd.grad(
-            total, parameters, torch.ones_like(total, requires_grad=True),
-            create_graph=True, allow_unused=True,
-        )  # fmt: skip
-        scalar = torch.stack([g.sum() for g in each if g is not None]).sum()
-        try:
+        total, _ = self._sum_of(batch)
+        with _differentiating_twice():
+            each = torch.autograd.grad(
+                total, parameters, torch.ones_like(total, requires_grad=True),
+                create_graph=True, allow_unused=True,
+            )  # fmt: skip
+            scalar = torch.stack([g.sum() for g in each if g is not None]).sum()
             refuse_cut(scalar)
             torch.autograd.grad(scalar, parameters, allow_unused=True)
-        except NotImplementedError as error:
-            raise ModelError(
-                "effects differentiate the training twice, and a layer of this model has a "
-                "gradient that cannot be differentiated, as learned attention has. Ask for "
-                "contributions instead (method exact or indexed), or train without that layer."
-            ) from error
 
     def _step_back(
         self,
-        step: int,
         batches: Sequence[RecordedBatch],
         update: Mapping[str, Update],
         clip: float,
         moved: Mapping[str, Tensor],
     ) -> None:
-        self.loss.set_progress(self.path.progress(step))
         losses = [self._loss_of(batch) for batch in batches]
         names = list(update)
         parameters = [self.all[n] for n in names]
-        graphs = [
-            torch.autograd.grad(each, parameters, create_graph=True, materialize_grads=True)
-            for each in losses
-        ]
+        with _differentiating_twice():
+            graphs = [
+                torch.autograd.grad(each, parameters, create_graph=True, materialize_grads=True)
+                for each in losses
+            ]
         total = {
             n: torch.stack([g[i].detach() for g in graphs]).sum(0) for i, n in enumerate(names)
         }
-        adam = self._adam(batches[0])
-        directions: dict[str, Tensor] = {}
-        for name in names:
-            directions[name] = self._through_update(
-                name, update[name], step, clip * total[name], moved[name], adam
-            )
+        directions = {
+            n: self._through_update(n, update[n], clip * total[n], moved[n]) for n in names
+        }
         directions = self._through_clip(directions, total, clip)
         for batch in batches:
             products = self._products(batch, directions)
             for q, each in enumerate(products.double().cpu().numpy()):
                 np.add.at(self.found[q], list(batch.documents), each)
-        for graph in graphs:
-            self._add_curvature(graph, names, directions)
+        with _differentiating_twice():
+            for graph in graphs:
+                self._add_curvature(graph, names, directions)
 
-    def _through_update(
-        self,
-        name: str,
-        how: Update,
-        step: int,
-        gradient: Tensor,
-        moved: Tensor,
-        adam: Mapping[str, tuple[float, float, float, float]],
-    ) -> Tensor:
+    def _through_update(self, name: str, how: Update, gradient: Tensor, moved: Tensor) -> Tensor:
         """From θ̄', m̄', v̄' to those before, but for the Hessian; return ḡ, (Q, …)."""
         weights, first, second = self.weights[name], self.first[name], self.second[name]
-        scale = how.scale.to(weights) if isinstance(how.scale, Tensor) else how.scale
+        scale = torch.as_tensor(how.scale, dtype=weights.dtype, device=weights.device)
         at = self.all[name].detach()
         pushed = -scale * weights
         first.add_(pushed, alpha=how.momentum if how.nesterov else 1.0)
         found = how.gain * first
         if how.nesterov:
             found = found + pushed
-        if isinstance(scale, Tensor):
-            beta1, beta2, eps, rate = adam[name]
-            reach = rate / (1 - beta1 ** (step + 1))
-            root = reach / scale - eps  # √v̂'
+        if (moments := how.second) is not None:
+            root = moments.reach / scale - moments.eps  # √v̂'
             # θ' = θ − reach · m' / (√v̂' + ε) − cθ, so −scale · m' is the move without decay.
-            slope = -(moved + how.decoupled * at) * scale / reach
-            slope = torch.where(root > 1e-3 * eps, slope / (2 * root), 0.0)
-            second.add_(weights * (slope / (1 - beta2 ** (step + 1))))
+            slope = -(moved + how.decoupled * at) * scale / moments.reach
+            slope = torch.where(root > 1e-3 * moments.eps, slope / (2 * root), 0.0)
+            second.add_(weights * (slope / moments.unbias))
             decayed = gradient + how.coupled * at
-            found = found + (2 * (1 - beta2)) * decayed * second
-            second.mul_(beta2)
+            found = found + (2 * (1 - moments.beta2)) * decayed * second
+            second.mul_(moments.beta2)
         first.mul_(how.momentum)
         weights.mul_(1 - how.decoupled)
         if how.coupled:
             weights.add_(found, alpha=how.coupled)
-        return found
-
-    def _adam(self, batch: RecordedBatch) -> dict[str, tuple[float, float, float, float]]:
-        """β₁, β₂, ε and the learning rate of each parameter in a batch's step; {} for SGD."""
-        found = {}
-        for group, rate in zip(self.path.about["groups"], batch.learning_rates, strict=True):
-            options = group["options"]
-            if "betas" in options:
-                known = (*options["betas"], options["eps"], rate)
-                found |= dict.fromkeys(group["parameters"], known)
         return found
 
     def _through_clip(
@@ -265,15 +250,7 @@ class _Back:
 
     def _loss_of(self, batch: RecordedBatch) -> Tensor:
         """The batch's share of the step's loss, whose gradient the path has."""
-        collated = self.replay.collate([self.replay.dataset[i] for i in batch.documents])
-        named = next((n for n in LABELS if n in collated), None)
-        if named is None:
-            raise OptionError(
-                "the training set gives no labels. Effects need them beside the texts: expected "
-                f"one of {', '.join(LABELS)} in a batch."
-            )
-        logits = self._plain_logits(batch)
-        total = self.loss(logits, collated[named].to(logits.device), reduction="sum")
+        total, logits = self._sum_of(batch)
         (mine,) = torch.autograd.grad(total, logits, retain_graph=True)
         recorded = batch.gradient.to(mine)
         share = float((mine * recorded).sum() / mine.square().sum().clamp(min=1e-30))
@@ -283,6 +260,19 @@ class _Back:
                 f"step {batch.step}. Give the loss of the training with loss=."
             )
         return share * total
+
+    def _sum_of(self, batch: RecordedBatch) -> tuple[Tensor, Tensor]:
+        """The loss of the batch, summed over its examples, and the logits that it is of."""
+        collated = self.replay.collate([self.replay.dataset[i] for i in batch.documents])
+        named = next((n for n in LABELS if n in collated), None)
+        if named is None:
+            raise OptionError(
+                "the training set gives no labels. Effects need them beside the texts: expected "
+                f"one of {', '.join(LABELS)} in a batch."
+            )
+        logits = self._plain_logits(batch)
+        self.loss.set_progress(self.path.progress(batch.step))
+        return self.loss(logits, collated[named].to(logits.device), reduction="sum"), logits
 
     def _plain_logits(self, batch: RecordedBatch) -> Tensor:
         """By the kernel of attention that can be differentiated twice."""
@@ -345,3 +335,16 @@ class _Back:
         for name, part in zip(names, found, strict=True):
             if part is not None:
                 self.weights[name].add_(part)
+
+
+@contextmanager
+def _differentiating_twice() -> Iterator[None]:
+    """Say what it means where a layer inside the block has no second derivative."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ModelError(
+            "effects differentiate the training twice, and a layer of this model has a "
+            "gradient that cannot be differentiated, as learned attention has. Ask for "
+            "contributions instead (method exact or indexed), or train without that layer."
+        ) from error

@@ -21,7 +21,7 @@ from longarc.attribution.sweep import explain_and_carry
 from longarc.errors import DataError, OptionError, close_matches
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
-from longarc.options import check_number, check_whole
+from longarc.options import as_plain, check_positive, check_whole
 from longarc.training.recording.recorded_path import RecordedPath
 from longarc.training.recording.replay import Replay, without_labels
 
@@ -107,7 +107,7 @@ class KernelMachine:
         self.names = None if names is None else list(names)
         self.loss = loss or CrossEntropyLoss()
         self.together = check_whole("together", together, at_least=1)
-        self.tolerance = check_number("tolerance", tolerance)
+        self.tolerance = check_positive("tolerance", tolerance)
         self.parameters = parameters
         self.advance = advance
         self.forgotten: frozenset[int] = frozenset()
@@ -214,7 +214,7 @@ class KernelMachine:
             examples: A of them.
             others: B of them; None for the training set.
             label: whose logit f is. None: of two classes the margin of the second over the first,
-                of more the mean over their logits' kernels.
+                of more, or where an example can have several, the mean over their logits' kernels.
         """
         directions = self._directions(label)
         items = [self.dataset[i] for i in range(len(self))] if others is None else self.read(others)
@@ -245,6 +245,10 @@ class KernelMachine:
             strength: scikit-learn's ``C``, for a kernel whose diagonal is 1 in the mean; of several
                 the one that is best in a fourfold cross-validation.
             label: as for ``kernel``.
+
+        Raises:
+            DataError: not as many labels as training examples.
+            OptionError: a strength that is not above 0; no such label.
         """
         from sklearn.model_selection import GridSearchCV
         from sklearn.svm import SVC
@@ -254,8 +258,9 @@ class KernelMachine:
                 f"{len(labels)} labels were given for a training set of {len(self)} examples; "
                 "expected one for each."
             )
-        several = [strength] if isinstance(strength, int | float) else list(strength)
-        several = [check_number("strength", each) for each in several]
+        strength = as_plain(strength)
+        several = list(strength) if isinstance(strength, Sequence) else [strength]
+        several = [check_positive("strength", each) for each in several]
         gram = self._kernel_of_training(label)
         gram = (gram + gram.T) / 2
         scale = max(float(np.diag(gram).mean()), 1e-30)
@@ -296,7 +301,18 @@ class KernelMachine:
         Args:
             examples: what to learn.
             labels: of these: names or numbers of classes, or lists of them for several labels.
+
+        Raises:
+            OptionError: a loss that belongs to the batch, as soft F1 does; no such label.
+            DataError: not as many labels as examples.
         """
+        if self.loss.belongs_to_batch:
+            raise OptionError(
+                f"{type(self.loss).__name__} belongs to the batch: what it says of an example "
+                "depends on the others there, so that a further one has no pull of its own. "
+                "Expected a loss of each example alone, such as cross-entropy; predict, kernel and "
+                "forget work with any."
+            )
         examples = list(examples)
         if len(labels) != len(examples):
             raise DataError(f"{len(labels)} labels were given for {len(examples)} examples.")
@@ -399,7 +415,8 @@ class KernelMachine:
         eye = torch.eye(self.classes)
         if label is not None:
             return eye[self._number(label)][None]
-        return (eye[1] - eye[0])[None] if self.classes == 2 else eye
+        rivals = self.classes == 2 and not self.loss.multi_label
+        return (eye[1] - eye[0])[None] if rivals else eye
 
     def _number(self, label: Any) -> int:
         if isinstance(label, str):
@@ -415,6 +432,7 @@ class KernelMachine:
     def _target(self, label: Any) -> Tensor:
         if self.loss.multi_label:
             target = torch.zeros(self.classes)
+            label = as_plain(label)
             for each in [label] if isinstance(label, str | int) else label:
                 target[self._number(each)] = 1.0
             return target

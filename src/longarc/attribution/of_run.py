@@ -177,7 +177,8 @@ def index_run(
     elif (place / "index.json").is_file():
         index = store.Index(place)
         about = index.about
-        if about["path"] == store.path_identity(path) and not (given or index.missing):
+        asked_for = given or parameters is not None
+        if about["path"] == store.path_identity(path) and not (asked_for or index.missing):
             return index
         # Options that are not given are those it was begun with.
         given = {"checkpoints": about["asked"], "dimensions": about["dimensions"]} | given

@@ -207,11 +207,11 @@ def by_forward_mode(
     places = _places(model, directions)
     rows = []
     for q in range(len(next(iter(directions.values())))):
-        kept = [getattr(module, own) for module, own, _ in places]
+        kept = [dict(module._parameters) for module, _, _ in places]
         try:
             with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-                for (module, own, direction), parameter in zip(places, kept, strict=True):
-                    dual = forward_ad.make_dual(parameter.detach(), direction[q])
+                for module, own, direction in places:
+                    dual = forward_ad.make_dual(getattr(module, own).detach(), direction[q])
                     del module._parameters[own]
                     setattr(module, own, dual)
                 logits = forward()
@@ -221,8 +221,11 @@ def by_forward_mode(
                     tangent = torch.zeros_like(logits)
                 rows.append((tangent * gradient).flatten(1).sum(dim=1).detach())
         finally:
-            for (module, own, _), parameter in zip(places, kept, strict=True):
-                setattr(module, own, parameter)  # recurrent layers keep a list besides
+            for (module, own, _), parameters in zip(places, kept, strict=True):
+                setattr(module, own, parameters[own])  # recurrent layers keep a list besides
+            for (module, _, _), parameters in zip(places, kept, strict=True):
+                for name in parameters:  # in the order they had
+                    module._parameters[name] = module._parameters.pop(name)
     return torch.stack(rows)
 
 

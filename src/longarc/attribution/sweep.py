@@ -28,7 +28,7 @@ from longarc.attribution.query_gradients import QueryGradients
 from longarc.attribution.tape import Tape, taped
 from longarc.attribution.update import Update
 from longarc.errors import OptionError
-from longarc.options import check_number
+from longarc.options import check_positive
 from longarc.training.recording.recorded_path import RecordedBatch, RecordedPath
 from longarc.training.recording.replay import Replay
 
@@ -95,7 +95,7 @@ def explain_and_carry(
     advance: Callable[[float], Any] | None = None,
 ) -> tuple[list[Explanation], np.ndarray | None]:
     """As :func:`explain`, and what passengers would have added, (Q, K, b); None without steps."""
-    check_number("tolerance", tolerance)
+    check_positive("tolerance", tolerance)
     if not queries:
         raise OptionError("there is nothing to explain: expected one query or more.")
     with Replay(path, model, dataset, collate) as replay:

@@ -6,7 +6,7 @@ m_t = μ m_{t−1} + a g_t,   θ_{t+1} = θ_t − s_t ⊙ m_t − c_t θ_t,
 
 where c_t = lr λ is decoupled decay; coupled decay adds λθ_t to g_t. For Adam μ = β₁, a = 1 − β₁ and
 s_t = lr_t / ((1 − β₁^t)(√v̂_t + ε)); for SGD s_t = lr_t, and with Nesterov's momentum the update is
-s_t ⊙ (g_t + μ m_t).
+s_t ⊙ (g_t + μ m_t). Adam's t is the parameter's own: steps without a gradient do not count.
 """
 
 from __future__ import annotations
@@ -21,8 +21,28 @@ from longarc.errors import OptionError
 
 
 @dataclass(frozen=True)
+class SecondMoments:
+    """How Adam's step sizes depend on v: s = reach / (√(v / unbias) + ε), v' = β₂ v + (1 − β₂) g².
+
+    Attributes:
+        beta2: β₂.
+        unbias: 1 − β₂^t.
+        reach: lr / (1 − β₁^t).
+        eps: ε.
+    """
+
+    beta2: float
+    unbias: float
+    reach: float
+    eps: float
+
+
+@dataclass(frozen=True)
 class Update:
-    """One parameter's coefficients in one step; ``scale`` is s_t, a tensor or a number."""
+    """One parameter's coefficients in one step; ``scale`` is s_t, a tensor or a number.
+
+    ``second`` says what Adam's ``scale`` was made of; None for SGD.
+    """
 
     scale: Tensor | float
     momentum: float
@@ -30,6 +50,7 @@ class Update:
     nesterov: bool
     decoupled: float
     coupled: float
+    second: SecondMoments | None = None
 
 
 def updates(
@@ -84,15 +105,17 @@ def _sgd(group: dict, fresh: bool) -> Update:
 
 def _adam(group: dict, state: dict[str, Tensor]) -> Update:
     (beta1, beta2), step = group["betas"], float(state["step"])
+    rate, decay = float(group["lr"]), group["weight_decay"]
+    second = SecondMoments(beta2, 1 - beta2**step, rate / (1 - beta1**step), group["eps"])
     square = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-    root = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    root = (square / second.unbias).sqrt_().add_(second.eps)
     decoupled = group.get("decoupled_weight_decay", False)
-    decay = group["weight_decay"]
     return Update(
-        scale=root.reciprocal_().mul_(float(group["lr"]) / (1 - beta1**step)),
+        scale=root.reciprocal_().mul_(second.reach),
         momentum=beta1,
         gain=1 - beta1,
         nesterov=False,
-        decoupled=float(group["lr"]) * decay if decoupled else 0.0,
+        decoupled=rate * decay if decoupled else 0.0,
         coupled=0.0 if decoupled else decay,
+        second=second,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longarc.dynamics.findings import Finding, findings_of, verdict_of
-from longarc.dynamics.gradient_flow import GradientFlow, SubLayer, gradient_flow
+from longarc.dynamics.gradient_flow import GradientFlow, InputShares, SubLayer, gradient_flow
 from longarc.dynamics.recurrent_flow import DOCUMENTS, RecurrentFlow
 from longarc.errors import DataError
 
@@ -55,11 +55,11 @@ class RecurrentSummary:
 
 @dataclass(frozen=True)
 class InputSummary:
-    """‖dL/dx_t‖ along the text, over documents.
+    """‖dL/dx_t‖ along the text, over the texts of all batches.
 
-    ``within`` is the mean share of it that lies at most so many tokens before the end, by distance
-    from 0, ``tenths`` its shares by tenths of the text, the first ones first. ``reach`` is the
-    distance beyond which less than 1 % lies and ``length`` the tokens, medians.
+    ``within`` is the mean share of a text's sum that lies at most so many tokens before its end, by
+    distance from 0, ``tenths`` the mean shares by tenths of the text, the first ones first.
+    ``reach`` is the distance beyond which less than 1 % lies and ``length`` the tokens, medians.
     """
 
     within: tuple[float, ...]
@@ -239,14 +239,15 @@ def _sublayers(flows: Sequence[GradientFlow]) -> list[SubLayer]:
 
 
 def _inputs(flows: Sequence[GradientFlow]) -> InputSummary | None:
-    found = [flow.inputs for flow in flows if flow.inputs is not None]
-    if not found:
+    found = InputShares(
+        tuple(text for flow in flows if flow.inputs is not None for text in flow.inputs.texts)
+    )
+    if not found.texts:
         return None
-    longest = max(len(each.shares) for each in found)
+    longest = max(map(len, found.texts))
     within, tenths = torch.zeros(longest), torch.zeros(10)
-    for each in found:
-        shares = torch.tensor(each.shares)
-        shares = shares / shares.sum()
+    for text in found.texts:
+        shares = torch.tensor(text)
         sums = shares.cumsum(0)
         within += torch.cat([sums, sums[-1:].expand(longest - len(sums))])
         # A token of a text shorter than ten lies in several tenths, in part.
@@ -256,10 +257,10 @@ def _inputs(flows: Sequence[GradientFlow]) -> InputSummary | None:
         after = (whole + 1).clamp(max=len(shares))
         tenths += (reached[whole] * (1 - part) + reached[after] * part).diff()
     return InputSummary(
-        within=tuple((within / len(found)).tolist()),
-        tenths=tuple((tenths / len(found)).tolist()),
-        reach=statistics.median(each.reach for each in found),
-        length=statistics.median(each.length for each in found),
+        within=tuple((within / len(found.texts)).tolist()),
+        tenths=tuple((tenths / len(found.texts)).tolist()),
+        reach=found.reach,
+        length=found.length,
     )
 
 

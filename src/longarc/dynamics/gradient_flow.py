@@ -6,6 +6,7 @@ Legend: b batch, n tokens, d width, L the loss, x_t the vector of token t.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,14 +31,34 @@ _CHECKPOINTING = (
 class InputShares:
     """How much of dL/dx_t there is at each distance from a text's end.
 
-    ``shares`` (n,): ‖dL/dx_t‖ as a share of the text's own sum, a mean over the texts that are long
-    enough. ``reach`` is the distance beyond which less than 1 % of that sum lies, ``length`` the
-    number of tokens; medians over the texts.
+    ``texts`` has, for each text, ‖dL/dx_t‖ as a share of the text's own sum, by distance from its
+    end: as many numbers as it has tokens.
     """
 
-    shares: tuple[float, ...]
-    reach: float
-    length: float
+    texts: tuple[tuple[float, ...], ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """By distance (n,), a mean over the texts that are long enough."""
+        longest = max(map(len, self.texts))
+        return tuple(
+            statistics.fmean(text[k] for text in self.texts if len(text) > k)
+            for k in range(longest)
+        )
+
+    @property
+    def reach(self) -> float:
+        """The distance beyond which less than 1 % of a text's sum lies; median over the texts."""
+        return statistics.median(reach(torch.tensor(text)) for text in self.texts)
+
+    @property
+    def length(self) -> float:
+        """The number of tokens; median over the texts."""
+        return statistics.median(map(len, self.texts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self) | {"shares": self.shares, "reach": self.reach, "length": self.length}
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,8 @@ class GradientFlow:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
-        return asdict(self) | {"depth_ratio": self.depth_ratio}
+        inputs = None if self.inputs is None else self.inputs.to_dict()
+        return asdict(self) | {"depth_ratio": self.depth_ratio, "inputs": inputs}
 
 
 def gradient_flow(
@@ -200,16 +222,7 @@ def _input_shares(
     texts = [row for row in texts if len(row) and float(row.sum())]
     if not texts:
         return None
-    longest = max(map(len, texts))
-    sums, counts = torch.zeros(longest), torch.zeros(longest)
-    for row in texts:
-        sums[: len(row)] += row / row.sum()
-        counts[: len(row)] += 1
-    return InputShares(
-        shares=tuple((sums / counts).tolist()),
-        reach=float(torch.tensor([float(reach(row)) for row in texts]).median()),
-        length=float(torch.tensor([float(len(row)) for row in texts]).median()),
-    )
+    return InputShares(tuple(tuple((row / row.sum()).tolist()) for row in texts))
 
 
 def _sublayers(

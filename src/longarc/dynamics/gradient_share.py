@@ -44,12 +44,14 @@ class ParameterShares:
 class Adjoints:
     """An error at each document's last step, followed back.
 
-    ``logs`` (b, n): log of ‖u‖ k steps before the last, relative to ‖u‖ at the last; −inf beyond
-    the start. ``terms`` maps each term to its mean share of a step's ‖u‖², ⟨T ᵀu, Jᵀu⟩ / ‖Jᵀu‖²:
-    they add up to 1.
+    ``logs`` (b, n): log of ‖u‖ k steps before the last, relative to ‖u‖ at the last; −inf where it
+    is 0, and beyond the start. ``lengths`` (b,) are the steps of each document, 0 where no error
+    enters, which leaves nothing to follow. ``terms`` maps each term to its mean share of a step's
+    ‖u‖², ⟨T ᵀu, Jᵀu⟩ / ‖Jᵀu‖²: they add up to 1.
     """
 
     logs: Tensor
+    lengths: Tensor
     terms: dict[str, float]
 
     @property
@@ -68,9 +70,8 @@ class Adjoints:
     @property
     def norms(self) -> Tensor:
         """Mean of ‖u‖ over the documents that are long enough, by distance (n,), 1 at 0."""
-        there = self.logs > -torch.inf
-        sums = torch.where(there, self.logs.exp(), 0.0).sum(0)
-        return sums / there.sum(0).clamp(min=1)
+        many = torch.arange(self.logs.shape[1], device=self.logs.device) < self.lengths[:, None]
+        return self.logs.exp().sum(0) / many.sum(0).clamp(min=1)
 
 
 def reach(norms: Tensor) -> int:
@@ -187,12 +188,11 @@ def follow_back(jacobians: Jacobians, error: Tensor) -> Adjoints:
             after = ends[:, k - 1].pull(visited[-1])
         sizes.append(after.flatten(1).norm(dim=1))
         visited.append(after / sizes[-1].clamp(min=tiny)[:, None, None])
-    # A document without an error has nothing to follow, and none goes on beyond its start.
     size = torch.stack(sizes, dim=1) * ends.valid
     logs = size.log().cumsum(1) - size[:, :1].log()
     logs = torch.where((size > 0).int().cumprod(1) > 0, logs, -torch.inf)
     shares = _shares(ends[:, :-1], torch.stack(visited, dim=1), size[:, 1:])
-    return Adjoints(logs, shares)
+    return Adjoints(logs, ends.valid.sum(1) * (size[:, 0] > 0), shares)
 
 
 def _shares(ends: Jacobians, visited: Tensor, sizes: Tensor) -> dict[str, float]:

@@ -175,23 +175,24 @@ def _shifted(values: Tensor) -> Tensor:
 _Cell = Callable[[Tensor, Weights, State], Steps]
 
 
-def _cell_of(module: nn.Module) -> tuple[_Cell, int]:
-    """What a module's step is, and how many states it has."""
+def _cell_of(module: nn.Module) -> tuple[_Cell, int, str]:
+    """What a module's step is, how many states it has, and the cell's name."""
     # Of the room next door, models/, which measures know by its name alone.
     if any(base.__name__ == "OutputGatedGRU" for base in type(module).__mro__):
-        return _output_gated, 2
+        return _output_gated, 2, "output-gated-gru"
     if isinstance(module, nn.LSTM):
         if module.proj_size:
             raise ModelError(
                 "this LSTM projects h to fewer numbers (proj_size), whose Jacobian is not "
                 "decomposed here. Measure one without a projection."
             )
-        return _lstm, 2
+        return _lstm, 2, "lstm"
     if isinstance(module, nn.GRU):
-        return _gru, 1
+        return _gru, 1, "gru"
     if isinstance(module, nn.RNN):
         relu = module.nonlinearity == "relu"
-        return lambda x, w, start: _rnn(x, w, start, relu=relu), 1
+        name = "relu-rnn" if relu else "rnn"
+        return lambda x, w, start: _rnn(x, w, start, relu=relu), 1, name
     raise ModelError(
         f"{type(module).__name__} is no recurrent layer that can be decomposed. Known: torch's "
         "nn.RNN (tanh, relu), nn.LSTM and nn.GRU, and longarc's OutputGatedGRU."
@@ -210,6 +211,11 @@ def is_recurrent(module: nn.Module) -> bool:
 def states_of(module: nn.Module) -> int:
     """S: 2 where there is a cell state besides h."""
     return _cell_of(module)[1]
+
+
+def name_of(module: nn.Module) -> str:
+    """``rnn``, ``relu-rnn``, ``lstm``, ``gru`` or ``output-gated-gru``, of subclasses too."""
+    return _cell_of(module)[2]
 
 
 def weights_of(module: nn.Module, layer: int, reverse: bool) -> Weights:
@@ -236,7 +242,7 @@ def run_layer(
     The arithmetic is the textbook's, so that every part of a step is at hand; the result is that of
     the module. ``start`` are the states before the first step, zero by default.
     """
-    cell, count = _cell_of(module)
+    cell, count, _ = _cell_of(module)
     w = weights_of(module, layer, reverse)
     if inputs.ndim != 3 or inputs.shape[2] != w.inputs.shape[1] or not inputs.shape[1]:
         raise ModelError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longarc.dynamics.gradient_share import follow_back, full_adjoints, parameter_shares, reach
+from longarc.dynamics.recurrent_cells import name_of
 from longarc.dynamics.recurrent_jacobian import LayerRun, outputs_of, run_layers
 from longarc.dynamics.watching import RecurrentCall
 
@@ -151,7 +152,7 @@ def _flow(called: RecurrentCall, run: LayerRun, entering: Tensor, *, exact: bool
     several = any(name.endswith(("l1", "_reverse")) for name, _ in called.module.named_parameters())
     return RecurrentFlow(
         name=f"{module}, {run.name}" if several else module,
-        cell=_cell(called.module),
+        cell=name_of(called.module),
         length=length,
         growth=back.growth,
         reach=reach(by_distance),
@@ -162,14 +163,6 @@ def _flow(called: RecurrentCall, run: LayerRun, entering: Tensor, *, exact: bool
         parameters=None if parts is None else tuple(parts.norms[:length].tolist()),
         parameter_reach=None if parts is None else reach(parts.norms[:length]),
     )
-
-
-def _cell(module: Any) -> str:
-    name = type(module).__name__
-    plain = {"LSTM": "lstm", "GRU": "gru", "OutputGatedGRU": "output-gated-gru"}
-    if name in plain:
-        return plain[name]
-    return "relu-rnn" if getattr(module, "nonlinearity", "") == "relu" else "rnn"
 
 
 def _initial(given: Any, kept: slice) -> tuple[Tensor, ...] | None:

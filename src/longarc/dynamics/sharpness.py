@@ -60,6 +60,9 @@ def sharpness(
             forward passes (:func:`~longarc.dynamics.critical_rate.critical_learning_rate`). For a
             quadratic it is gᵀHg / ‖g‖², never more than λ_max.
 
+    Raises:
+        ModelError: no weight requires a gradient, or there is no loss.
+
     >>> model = nn.Linear(1, 1, bias=False)
     >>> square = lambda model, batch: 3 * model(batch["x"]).square().sum()
     >>> round(sharpness(model, {"x": torch.ones(2, 1)}, loss=square), 4)
@@ -77,11 +80,12 @@ def sharpness(
             )
         return found
 
+    products = HessianProducts(evaluate, parameters)
     if method != "critical":
-        products = HessianProducts(evaluate, parameters)
         return largest_eigenvalue(products, method=method).value
-    value = replayed(evaluate, parameters)()
-    gradient = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    with torch.enable_grad():
+        value = replayed(evaluate, parameters)()
+        gradient = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
     squared = float(sum(part.double().square().sum() for part in gradient))
     if not squared:
         return 0.0

@@ -242,7 +242,7 @@ def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrain
     from longarc.models.changed import changed_settings, open_changed
     from longarc.models.recurrent import model as recurrent
 
-    folder = Path(path)
+    folder = Path(path).expanduser()
     source = resolve_model(folder / "model" if (folder / "labels.json").is_file() else path)
     with readable_errors(source):
         if settings := changed_settings(source):

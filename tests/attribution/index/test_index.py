@@ -256,7 +256,7 @@ def test_scores_and_top_are_those_of_a_dense_matrix(record):
     index = index_of(run, part=3, dimensions=128, checkpoints=2)
     generator = torch.Generator().manual_seed(0)
     asked = [torch.randn(5, 128, generator=generator).double() for _ in index.checkpoints]
-    found = scores(index, asked, 128)
+    found = scores(index, asked, 128, queries=len(asked[0]))
     dense = np.zeros((5, len(run.data)))
     for checkpoint, direction in zip(index.checkpoints, asked, strict=True):
         for documents, scales, rows in index.each_part(checkpoint.step):
@@ -340,3 +340,13 @@ def test_a_disk_that_is_too_small(record, monkeypatch):
     with pytest.raises(OptionError, match=r"the index takes .* GB free"):
         index_of(run, say=told.append)
     assert "rows of 2060 bytes" in told[0]
+
+
+def test_a_training_that_moved_nothing_has_no_contributions(record):
+    run = record(**(ADAMW | {"learning_rate": 0.0}))
+    for found, exact in zip(answer(run, index_of(run)), run.explain(queries()), strict=True):
+        assert found.initial == found.final == pytest.approx(exact.final, rel=1e-12)
+        assert found.residual == 0
+        assert found.contributions.shape == (len(run.data),)
+        assert not found.contributions.any()
+        assert found.steps.shape == (0,)

@@ -148,6 +148,34 @@ def test_half_precision_in_gives_half_precision_out_with_float32_sums():
         assert torch.equal(one, other)
 
 
+def _twice(leaves, options):
+    """The gradients of a function, and those of a function of them."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.get("autocast", False)):
+        out = feature_attention(*leaves, **{k: x for k, x in options.items() if k != "autocast"})
+        pull = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
+        first = torch.autograd.grad(out, leaves, pull, create_graph=True)
+    size = torch.stack([x.float().square().sum() for x in first]).sum()
+    return [*first, *torch.autograd.grad(size, leaves)]
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_gradient_of_the_gradient_in_half_precision(kind):
+    leaves, options = _inputs(40, torch.float32, spread=0.5)
+    halves = [x.detach().to(kind).requires_grad_() for x in leaves]
+    exact = _twice([x.detach().float().requires_grad_() for x in halves], options)
+    for one, other in zip(_twice(halves, options), exact, strict=True):
+        assert one.dtype == kind
+        # Outputs and first gradients are rounded on the way.
+        assert (one - other).abs().max() <= 16 * torch.finfo(kind).eps * other.abs().max()
+
+
+def test_a_gradient_of_the_gradient_under_autocast():
+    leaves, options = _inputs(40, torch.float32, spread=0.5)
+    wanted = _twice(leaves, options)
+    for one, other in zip(_twice(leaves, options | {"autocast": True}), wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_causal_form_does_not_see_what_comes_later():
     leaves, options = _inputs(150, torch.float64)
     leaves = [x.detach() for x in leaves]

@@ -59,7 +59,7 @@ def explain_by_index(
     documents = range(index.about["documents"])  # queries need none of them
     with Replay(path, model, documents, dict):
         answer.walk()
-    found = scores(index, answer.directions, answer.sketches)
+    found = scores(index, answer.directions, answer.sketches, queries=len(queries))
     return [
         Explanation(
             name=query.name,

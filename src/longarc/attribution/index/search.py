@@ -29,19 +29,20 @@ class Scores:
     sum_errors: np.ndarray
 
 
-def scores(index: Index, directions: Sequence[Tensor], sketches: int) -> Scores:
+def scores(index: Index, directions: Sequence[Tensor], sketches: int, *, queries: int) -> Scores:
     """One matrix product for each part of the index; memory is that of a part and the result.
 
     Args:
         index: a whole one.
-        directions: (Q, size) for each checkpoint.
+        directions: (Q, size) for each checkpoint; there is none where no step moved anything.
         sketches: estimates side by side in a row.
+        queries: Q.
 
     Raises:
         RunError: parts of the index are missing.
     """
     index.require_whole()
-    number, queries = index.about["documents"], len(directions[0]) if directions else 0
+    number = index.about["documents"]
     values = np.zeros((queries, number))
     variances = np.zeros((queries, number))
     sums = np.zeros((queries, len(directions)))

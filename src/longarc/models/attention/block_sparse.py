@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 
 from longarc.models.attention.chosen_blocks import far_blocks
-from longarc.models.attention.kernel import AttentionKernel
 from longarc.models.attention.window import (
     Far,
     attend_near,
     num_blocks,
     window_pattern,
-    zero_padding,
 )
+from longarc.models.attention.windowed import WindowedKernel
 from longarc.options import check_whole
 
 
-class BlockSparse(AttentionKernel):
+class BlockSparse(WindowedKernel):
     """Softmax attention over near, global and randomly drawn tokens; the others do not exist.
 
     The text is cut into blocks of ``window`` tokens. A query sees its own block, the two beside it,
@@ -58,28 +57,21 @@ class BlockSparse(AttentionKernel):
         num_global: int = 1,
         num_random: int = 3,
     ) -> None:
-        super().__init__(heads, width, seed=seed)
-        self.window = check_whole("window", window, at_least=1)
-        self.num_global = check_whole("num_global", num_global)
+        super().__init__(heads, width, seed=seed, window=window, num_global=num_global)
         self.num_random = check_whole("num_random", num_random)
 
-    def forward(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         *,
-        mask: Tensor | None = None,
-        scale: float | None = None,
-        dropout: float = 0.0,
-        causal: bool = False,
+        mask: Tensor | None,
+        scale: float,
+        dropout: float,
     ) -> Tensor:
-        """Attend; shapes as in :class:`AttentionKernel`. Dropout is that of the seen weights."""
-        self.refuse_causal(causal)
-        query, key, value = zero_padding(mask, query, key, value)
-        far = None
-        if self.num_random and key.shape[2] > 2 * self.window:
-            far = self._random_blocks(key, value, mask)
+        """Attend, as in :class:`~longarc.models.attention.windowed.WindowedKernel`."""
+        far = self._random_blocks(key, value, mask) if self.num_random else None
         return attend_near(
             query, key, value,
             window=self.window, num_global=self.num_global, mask=mask, scale=scale,

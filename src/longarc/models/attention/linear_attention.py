@@ -88,34 +88,39 @@ def feature_attention_reference(
 ) -> Tensor:
     """Return what ``feature_attention`` does, by the definition, with all features in memory.
 
+    It computes in the type of the maps, under autocast too, and returns the type of ``value``.
+
     >>> x = torch.randn(4, 1, 2, 5, 3)
     >>> fast = feature_attention(*x[:3], x[3, :, :, :3], x[3, :, :, :3])
     >>> slow = feature_attention_reference(*x[:3], x[3, :, :, :3], x[3, :, :, :3])
     >>> torch.allclose(fast, slow, atol=1e-6)
     True
     """
+    kind = value.dtype
     seen = None if mask is None else mask.bool()[:, None, :, None]
     if seen is not None:
         query, key, value = (torch.where(seen, x, 0) for x in (query, key, value))
-    log_q, log_k = query @ query_map, key @ key_map
-    if offset is not None:
-        log_q = log_q + offset[:, :, None]
-    if key_square is not None:
-        log_k = log_k + key.square() @ key_square[..., None]
-    if seen is not None:
-        log_k = torch.where(seen, log_k, LOWEST)
-    # A factor of a feature moves from the keys to the queries; one of a query falls out.
-    top = log_k.detach().amax(dim=-2, keepdim=True)
-    phi_k, log_q = (log_k - top).exp(), log_q + top
-    phi_q = (log_q - log_q.detach().amax(dim=-1, keepdim=True)).exp()
-    if seen is not None:
-        phi_q, phi_k = (torch.where(seen, x, 0) for x in (phi_q, phi_k))
-    if causal:
-        weights = (phi_q @ phi_k.mT).tril()
-        total = weights.sum(dim=-1, keepdim=True)
-        return weights @ value / torch.where(total > 0, total, 1)
-    total = phi_q @ phi_k.sum(dim=-2, keepdim=True).mT
-    return phi_q @ (phi_k.mT @ value) / torch.where(total > 0, total, 1)
+    query, key, value = (x.to(query_map.dtype) for x in (query, key, value))
+    with torch.autocast(query.device.type, enabled=False):
+        log_q, log_k = query @ query_map, key @ key_map
+        if offset is not None:
+            log_q = log_q + offset[:, :, None]
+        if key_square is not None:
+            log_k = log_k + key.square() @ key_square[..., None]
+        if seen is not None:
+            log_k = torch.where(seen, log_k, LOWEST)
+        # A factor of a feature moves from the keys to the queries; one of a query falls out.
+        top = log_k.detach().amax(dim=-2, keepdim=True)
+        phi_k, log_q = (log_k - top).exp(), log_q + top
+        phi_q = (log_q - log_q.detach().amax(dim=-1, keepdim=True)).exp()
+        if seen is not None:
+            phi_q, phi_k = (torch.where(seen, x, 0) for x in (phi_q, phi_k))
+        if causal:
+            weights = (phi_q @ phi_k.mT).tril()
+            total = weights.sum(dim=-1, keepdim=True)
+            return (weights @ value / torch.where(total > 0, total, 1)).to(kind)
+        total = phi_q @ phi_k.sum(dim=-2, keepdim=True).mT
+        return (phi_q @ (phi_k.mT @ value) / torch.where(total > 0, total, 1)).to(kind)
 
 
 class _FeatureAttention(torch.autograd.Function):
@@ -165,7 +170,8 @@ def _differentiable_backward(
         mask=mask,
     )
     wanted = [x for x in leaves if x is not None]
-    found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), create_graph=True))
+    with torch.autocast(key.device.type, enabled=False):
+        found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), create_graph=True))
     return tuple(None if x is None else next(found) for x in leaves)
 
 

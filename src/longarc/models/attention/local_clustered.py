@@ -12,7 +12,6 @@ from longarc.models.attention.clustered import (
     variance_correction,
 )
 from longarc.models.attention.clustering import assign_clusters, sum_by_cluster
-from longarc.models.attention.kernel import AttentionKernel
 from longarc.models.attention.outside import sum_outside
 from longarc.models.attention.window import (
     Far,
@@ -20,12 +19,12 @@ from longarc.models.attention.window import (
     num_blocks,
     or_default,
     to_blocks,
-    zero_padding,
 )
+from longarc.models.attention.windowed import WindowedKernel
 from longarc.options import check_number, check_whole
 
 
-class LocalClustered(AttentionKernel):
+class LocalClustered(WindowedKernel):
     """Exact over a window and global tokens; everything else in clusters, in the same softmax.
 
     The text is cut into blocks of ``window`` tokens. A query sees as they are: its own block, the
@@ -82,34 +81,26 @@ class LocalClustered(AttentionKernel):
         importance: float = 2.0,
         spread: float = 0.7,
     ) -> None:
-        super().__init__(heads, width, seed=seed)
-        self.window = check_whole("window", window, at_least=1)
-        self.num_global = check_whole("num_global", num_global)
+        super().__init__(heads, width, seed=seed, window=window, num_global=num_global)
         self.num_selected = check_whole("num_selected", num_selected)
         self.num_clusters = check_whole("num_clusters", num_clusters, at_least=1)
         self.iterations = check_whole("iterations", iterations)
         self.importance = check_number("importance", importance)
         self.spread = check_number("spread", spread, below=2.0)
 
-    def forward(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         *,
-        mask: Tensor | None = None,
-        scale: float | None = None,
-        dropout: float = 0.0,
-        causal: bool = False,
+        mask: Tensor | None,
+        scale: float,
+        dropout: float,
     ) -> Tensor:
-        """Attend; shapes as in :class:`AttentionKernel`."""
-        self.refuse_causal(causal)
-        scale = or_default(scale, self.width)
-        query, key, value = zero_padding(mask, query, key, value)
-        far = None
-        if key.shape[2] > 2 * self.window:
-            with torch.autocast(query.device.type, enabled=False):
-                far = self._far(query, key, value, mask, scale)
+        """Attend, as in :class:`~longarc.models.attention.windowed.WindowedKernel`."""
+        with torch.autocast(query.device.type, enabled=False):
+            far = self._far(query, key, value, mask, scale)
         return attend_near(
             query, key, value,
             window=self.window, num_global=self.num_global, mask=mask, scale=scale,

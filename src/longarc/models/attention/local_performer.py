@@ -6,24 +6,22 @@ import torch
 from torch import Tensor
 
 from longarc.models.attention.clustering import precise, query_moments
-from longarc.models.attention.kernel import AttentionKernel
 from longarc.models.attention.outside import sum_outside
 from longarc.models.attention.random_features import PROJECTIONS, draw_projections
 from longarc.models.attention.window import (
     Far,
     attend_near,
     lowest,
-    or_default,
     to_blocks,
-    zero_padding,
 )
+from longarc.models.attention.windowed import WindowedKernel
 from longarc.options import check_choice, check_whole
 
 _NOTHING = 1e-20
 """A normaliser, where the largest features are 1, below which the estimate means nothing."""
 
 
-class LocalPerformer(AttentionKernel):
+class LocalPerformer(WindowedKernel):
     """Exact over a window and global tokens; an estimate of everything else, in the same softmax.
 
     As in :class:`~longarc.models.attention.local_clustered.LocalClustered`, but what lies outside
@@ -72,32 +70,23 @@ class LocalPerformer(AttentionKernel):
         num_features: int = 128,
         projection: str = "stratified",
     ) -> None:
-        super().__init__(heads, width, seed=seed)
-        self.window = check_whole("window", window, at_least=1)
-        self.num_global = check_whole("num_global", num_global)
+        super().__init__(heads, width, seed=seed, window=window, num_global=num_global)
         self.num_features = check_whole("num_features", num_features, at_least=1)
         self.projection = check_choice("projection", projection, PROJECTIONS)
         drawn = draw_projections(num_features, width, heads=heads, method=projection, seed=seed)
         self.register_buffer("projections", drawn, persistent=False)
 
-    def forward(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         *,
-        mask: Tensor | None = None,
-        scale: float | None = None,
-        dropout: float = 0.0,
-        causal: bool = False,
+        mask: Tensor | None,
+        scale: float,
+        dropout: float,
     ) -> Tensor:
-        """Attend; shapes as in :class:`AttentionKernel`."""
-        self.refuse_causal(causal)
-        scale = or_default(scale, self.width)
-        query, key, value = zero_padding(mask, query, key, value)
-        near = {"window": self.window, "num_global": self.num_global, "mask": mask}
-        if key.shape[2] <= 2 * self.window:
-            return attend_near(query, key, value, scale=scale, dropout=dropout, **near)
+        """Attend, as in :class:`~longarc.models.attention.windowed.WindowedKernel`."""
         with torch.autocast(query.device.type, enabled=False):
             mass, mean = self._far(precise(query), precise(key), precise(value), mask, scale)
         # A coordinate of its own carries log Z to the one far key, another its weight back.
@@ -117,8 +106,10 @@ class LocalPerformer(AttentionKernel):
             far_key[:, None].expand(shape), far_value[:, None].expand(shape), one.to(query.dtype)
         )
         out = attend_near(
-            carried, key, value_and_weight, scale=scale, dropout=dropout, far=far, **near
-        )
+            carried, key, value_and_weight,
+            window=self.window, num_global=self.num_global, mask=mask, scale=scale,
+            dropout=dropout, far=far,
+        )  # fmt: skip
         return out[..., :-1] + out[..., -1:] * mean.to(out.dtype)
 
     def _far(

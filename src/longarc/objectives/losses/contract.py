@@ -72,6 +72,9 @@ class Loss(nn.Module):
     #: True where ``forward`` needs ``class_vectors`` (C, d), the rows of the last linear layer.
     uses_class_vectors: bool = False
 
+    #: True where a call depends on those before it, as running statistics do.
+    remembers: bool = False
+
     def __init__(
         self,
         *,
@@ -85,6 +88,11 @@ class Loss(nn.Module):
             self.multi_label = multi_label
         self.reduction: Reduction = reduction
         self.ignore_index = ignore_index
+
+    @property
+    def belongs_to_batch(self) -> bool:
+        """Whether an example's loss depends on the rest of its batch: ``in_batch`` is its own."""
+        return type(self).in_batch is not Loss.in_batch
 
     def per_example(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each example, (b,).

@@ -76,6 +76,7 @@ class F1WeightedCrossEntropy(Loss):
         super().__init__(multi_label=multi_label, reduction=reduction, ignore_index=ignore_index)
         self.statistics = check_choice("statistics", statistics, get_args(Statistics))
         self.momentum = check_number("momentum", momentum, below=1.0)
+        self.remembers = statistics == "running"
         # Σ t p and Σ (t + p), (2, C). Not a buffer: .half() would round it.
         self._sums: Tensor | None = None
         self._at_end = False

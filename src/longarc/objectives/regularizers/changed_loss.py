@@ -29,6 +29,12 @@ class ChangedLoss(Loss):
         super().__init__(multi_label=loss.multi_label, ignore_index=loss.ignore_index)
         self.loss = loss
         self.regularizers = list(regularizers)
+        self.remembers = loss.remembers
+
+    @property
+    def belongs_to_batch(self) -> bool:
+        """As of the loss."""
+        return self.loss.belongs_to_batch
 
     def set_progress(self, fraction: float) -> None:
         """Tell the loss and the regularizers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -266,6 +267,16 @@ def fingerprint(inputs: tuple, keywords: Mapping[str, Any]) -> str:
             shape = "x".join(map(str, value.shape))
             parts.append(f"{name}:{shape}:{zlib.crc32(np.ascontiguousarray(raw).data):08x}")
     return " ".join(parts)
+
+
+def width(inputs: str) -> int:
+    """Numbers of one example in the largest of the inputs of a fingerprint: its length in tokens.
+
+    >>> width("attention_mask:2x48:0b1f2c3d input_ids:2x48:1c2d3e4f")
+    48
+    """
+    shapes = (part.split(":")[1].split("x") for part in inputs.split())
+    return max((math.prod(map(int, shape[1:])) for shape in shapes), default=0)
 
 
 def generator_bytes(device: torch.device) -> tuple[bytes, bytes]:
