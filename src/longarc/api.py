@@ -238,12 +238,14 @@ class Run(ExplainedRun):
         text: str | None = None,
         with_probabilities: bool = True,
         advance: Callable[[float], Any] | None = None,
+        say: Callable[[str], Any] | None = None,
     ) -> Path:
         """Predict a table into a CSV, TSV, JSON Lines or Parquet file, in bounded memory.
 
         The rows keep their order and columns; added are ``prediction``, ``confidence`` and, for
         each class, ``p(NAME)``. A column of that name in the table is refused. An older ``out`` is
-        replaced, once the new one is whole.
+        replaced, once the new one is whole. Empty texts get what the model says of no text;
+        ``say`` is told of them.
         """
         out = check_writable(out)
         if isinstance(data, str | Path) and Path(data).expanduser().resolve() == out.resolve():
@@ -259,10 +261,11 @@ class Run(ExplainedRun):
             )
         several = self.labels.multi_label
         rows = self.predictor.batch_size * self.predictor.CHUNK
-        done = 0
+        done, empty = 0, list[int]()
         with table_writer(out) as write:
             for batch in table.batches(rows):
                 texts = as_texts(batch[column], f"{table.name}, column {column!r}", done)
+                empty += [done + i for i, found in enumerate(texts, 1) if not found.strip()]
                 done += len(texts)
                 logits = self.predictor.logits(texts, advance)
                 chances = self._probabilities(logits)
@@ -271,6 +274,9 @@ class Run(ExplainedRun):
                 for name, values in zip(chances_of, chances.T, strict=False):
                     batch[name] = values.round(6).tolist()
                 write(batch)
+        if empty and say is not None:
+            rows_of = ", ".join(map(str, empty[:3])) + (", …" if len(empty) > 3 else "")
+            say(f"{len(empty):,} empty texts (rows {rows_of}) got what the model says of no text")
         return out
 
     def diagnose(self, data: Any, **options: Any) -> dict[str, Any]:

@@ -52,6 +52,17 @@ def test_a_table_larger_than_a_chunk_is_streamed_in_order(longarc, trained, tmp_
     assert list(found[0]) == ["body", "prediction", "confidence"]
 
 
+def test_empty_texts_are_told_of(longarc, trained, tmp_path):
+    table = tmp_path / "inbox.csv"
+    table.write_text('id,body\n1,pump leak\n2,\n3,"  "\n4,a refund\n')
+    status, out, err = longarc("predict", trained, table, "--out", tmp_path / "p.csv", "--json")
+    assert status == 0, err
+    assert json.loads(out)["rows"] == 4
+    assert "2 empty texts (rows 2, 3)" in err
+    status, _, err = longarc("predict", trained, table, "--out", tmp_path / "p.csv")
+    assert (status, "exists" in err) == (1, True)
+
+
 def test_predict_refuses_what_it_would_destroy(longarc, trained, tickets, tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("mine")

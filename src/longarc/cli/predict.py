@@ -43,13 +43,15 @@ def run(words: Sequence[str]) -> int:
     quiet_libraries()
     console = terminal(to_stderr=chosen.json)
     opened = open_run(chosen.run)
-    with Reporter(console).task("predicting") as advance:
+    reporter = Reporter(console)
+    with reporter.task("predicting") as advance:
         path = opened.predict_table(
             chosen.data,
             chosen.out,
             text=chosen.text,
             with_probabilities=not chosen.no_probabilities,
             advance=advance,
+            say=reporter.say,
         )
     rows = int(advance.done)
     if chosen.json:
