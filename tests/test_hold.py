@@ -21,7 +21,7 @@ from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import Slot
 from longarc.errors import DataError, OptionError, RunError
 from longarc.files import write_json, write_text
-from longarc.hold import HOLDER, LOCK, held, is_empty
+from longarc.hold import HOLDER, LOCK, clear, held, is_empty, refuse_own_sources, restored
 from longarc.training.config import TrainConfig
 from longarc.training.job import train
 from longarc.training.pretraining.config import PretrainConfig
@@ -250,3 +250,51 @@ def test_a_model_to_be_compared_is_not_overwritten(tmp_path):
     with pytest.raises(RunError, match=r"model lies in .*compared, which --overwrite deletes"):
         run_comparison(chosen, data=table, candidates={"a": {"model": str(model)}, "b": {}})
     assert model.is_dir()
+
+
+def test_what_cannot_all_be_set_aside_stays(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    move = Path.replace
+
+    def stubborn(path, target):
+        if path == tmp_path / "b":
+            raise PermissionError(f"{path} is open elsewhere")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", stubborn)
+    with pytest.raises(PermissionError), restored(tmp_path):
+        raise AssertionError("there is nothing to be done")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {n: n for n in "abc"}
+
+
+def test_the_folder_where_one_is_can_be_restored(tmp_path, monkeypatch):
+    """Nothing is moved out of it: it may be a disk of its own."""
+    (tmp_path / "old").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    here = Path()
+
+    def work():
+        assert not (here / "old").exists()
+        clear(here)
+        (here / "new").touch()
+        raise RunError("refused")
+
+    with pytest.raises(RunError), restored(here):
+        work()
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    with restored(here):
+        (here / "new").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_names_of_models_are_no_files_of_the_folder_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, Path()):
+        refuse_own_sources(folder, ["minilm", "lstm", "bert/base", "<DataFrame>", None])
+    (tmp_path / "minilm").mkdir()
+    with pytest.raises(RunError, match="minilm lies in"):
+        refuse_own_sources(Path(), ["minilm"])
+    with pytest.raises(RunError, match=r"minilm/test lies in"):
+        refuse_own_sources(tmp_path, ["minilm/test"])
+    refuse_own_sources(tmp_path / "b", ["minilm"])

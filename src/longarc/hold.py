@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -19,6 +18,11 @@ from longarc.files import write_json
 
 LOCK, HOLDER = ".lock", ".holder.json"
 """What is locked, and who says that he holds it: a locked file cannot be read everywhere."""
+
+ASIDE = ".replaced"
+"""Where what a folder had lies until it is known whether it is to be replaced: on the same disk."""
+
+KEPT = (LOCK, HOLDER, ASIDE)
 
 
 @contextmanager
@@ -85,7 +89,7 @@ def is_empty(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Delete all that is in a folder but what holding it leaves there.
+    """Delete all that is in a folder but what holding it, or setting aside, leaves there.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -96,9 +100,11 @@ def clear(folder: Path) -> None:
     True
     """
     for path in folder.iterdir():
+        if path.name in KEPT:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (LOCK, HOLDER):
+        else:
             path.unlink()
 
 
@@ -106,8 +112,7 @@ def clear(folder: Path) -> None:
 def restored(folder: Path) -> Iterator[None]:
     """Empty a folder for the block, and put back what was in it where the block is refused.
 
-    Refused is: it raises a LongarcError. What was set aside lies beside the folder until then, and
-    is deleted after any other end.
+    Refused is: it raises a LongarcError. After any other end what was set aside is deleted.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp()) / "run"
@@ -121,26 +126,35 @@ def restored(folder: Path) -> Iterator[None]:
     ...     [path.name for path in folder.iterdir()]
     ['old']
     """
-    old = [path for path in folder.iterdir() if path.name not in (LOCK, HOLDER)]
-    with _folder_beside(folder) if old else nullcontext(folder) as aside:
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    old = [path for path in folder.iterdir() if path.name not in KEPT]
+
+    def put_back() -> None:
+        for path in aside.iterdir():
+            path.replace(folder / path.name)
+        aside.rmdir()
+
+    if old:
+        aside.mkdir()
+    try:
         for path in old:
             path.replace(aside / path.name)
-        try:
-            yield
-        except LongarcError:
-            clear(folder)
-            for path in old:
-                (aside / path.name).replace(path)
-            raise
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    except BaseException:
+        put_back()
+        raise
     try:
-        yield aside
-    finally:
+        yield
+    except LongarcError:
+        with suppress(OSError):  # Windows deletes no file that is still mapped
+            clear(folder)
+        if old:
+            put_back()
+        raise
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def refuse_own_sources(folder: Path, named: Iterable[str | None]) -> None:
@@ -150,13 +164,15 @@ def refuse_own_sources(folder: Path, named: Iterable[str | None]) -> None:
         folder: what ``--overwrite`` deletes.
         named: paths, Hub ids and names, as given; None for what was not.
     """
+    place = folder.resolve()
     for given in filter(None, named):
         file = Path(given).expanduser()
-        # A link in the folder goes with it, and so does what a link elsewhere leads to.
-        places = file.resolve(), file.parent.resolve() / file.name
-        inside = any(place.is_relative_to(folder.resolve()) for place in places)
         # The last part of a path may be a split, as in saved/test.
-        if inside and (file.exists() or (file.parent.exists() and file.parent != folder)):
+        there = file if file.exists() else file.parent
+        # A link in the folder goes with it, and so does what a link elsewhere leads to.
+        ways = there.resolve(), there.parent.resolve() / there.name
+        within = any(way.is_relative_to(place) and way != place for way in ways)
+        if there.exists() and (within or file.resolve() == place):
             raise RunError(
                 f"{given} lies in {folder}, which --overwrite deletes. Move it, or name another "
                 "--out."

@@ -24,4 +24,5 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # a program's around Python cannot be given back
+                signal.signal(number, handler)

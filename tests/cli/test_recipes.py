@@ -126,8 +126,8 @@ def test_two_processes_agree_on_the_loss(start, tickets, tiny_model, tmp_path):
         (["--freeze", "--sampler", "class-balanced"], ["--freeze", "--sampler", "--recipe crt"]),
         (["--recipe-minutes", "-1"], ["--recipe-minutes is -1", "at least 0"]),
         (
-            ["--recipe-minutes", "1", "--loss", "focal"],
-            ["--recipe-minutes is for --recipe auto and --loss auto"],
+            ["--recipe-minutes", "1"],
+            ["--recipe-minutes is for --recipe auto", "--recipe is none"],
         ),
         (["--freeze", "--head-learning-rate", "0.1"], ["--freeze", "--head-learning-rate"]),
         (["--freeze", "--accumulation", "2"], ["--freeze", "--accumulation"]),

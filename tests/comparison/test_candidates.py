@@ -172,3 +172,10 @@ def test_a_folder_named_like_its_preset_is_not_taken_for_a_file(tmp_path, monkey
     refuse_existing(CompareConfig(candidates="{exact: {}}", **ours))
     with pytest.raises(RunError, match=r"mine.yaml lies in mine, which --overwrite deletes"):
         refuse_existing(CompareConfig(candidates="mine/mine.yaml", **ours))
+
+
+def test_options_for_all_fit_the_frozen_candidate_of_a_preset():
+    everywhere = {"max_length": 64, "accumulation": 4, "head_learning_rate": 1e-3}
+    made = make_candidates(PRESETS["everything-small"].candidates(64, False), everywhere)
+    assert {c.name: c.options["accumulation"] for c in made}["probe only"] == 1
+    assert {c.options["accumulation"] for c in made} == {1, 4}

@@ -214,14 +214,14 @@ def test_select():
 
 
 @pytest.mark.parametrize(
-    "row", [[0, 1, 0, 0], [True, False, False], "[0, 0]", np.array([1, 0, 0]), [1.0, 1.0]]
+    "row", [[0, 1, 0, 0], [True, False, False], "[0, 0, 0]", np.array([1, 0, 0]), [1.0, 1.0, 0.0]]
 )
 def test_an_indicator_is_no_list_of_labels(row):
     with pytest.raises(DataError, match=r"row 1, column 'label'.*indicator of classes"):
         read_examples({"text": ["a pump", "a bill"], "label": [row, row]})
 
 
-@pytest.mark.parametrize("row", [[0, 1], ["0", "1", "1"], [2, 2], ["a", "a"]])
+@pytest.mark.parametrize("row", [[0, 1], [1, 1], ["0", "1", "1"], [2, 2, 0], ["a", "a"]])
 def test_lists_that_are_no_indicator(row):
     examples, _ = read_examples({"text": ["a pump", "a bill"], "label": [row, row]})
     assert examples.labels == [list(dict.fromkeys(map(str, row)))] * 2

@@ -110,7 +110,8 @@ def _begun(
         chosen = make_candidates(preset.candidates(length, material.multi_label), everywhere)
         check_lengths(chosen)
     models = [c.options.get(name) for c in chosen for name in ("model", "embeddings")]
-    refuse_own_sources(config.folder, models)
+    if config.overwrite:
+        refuse_own_sources(config.folder, models)
     folder = cleared(config)
     config = material.config
     if material.table is not None:

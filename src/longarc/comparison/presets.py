@@ -80,7 +80,7 @@ def _everything_small(length: int, multi_label: bool) -> dict[str, dict[str, Any
         f"exact, {length // 2} tokens": {"max_length": length // 2},
         f"exact, {length} tokens": {},
         "logit-adjusted" if adjusted else "asymmetric": adjusted or {"loss": "asymmetric"},
-        "probe only": {"freeze": True},
+        "probe only": {"freeze": True, "accumulation": 1, "head_learning_rate": None},
         "performer": {"attention": "performer", "attention_options": {"num_features": 64}},
         "linear": {"attention": "linear"},
         "block-sparse": {"attention": "block-sparse"},

@@ -102,7 +102,7 @@ def as_labels(value: Any, separator: str | None = None) -> list[str]:
         ValueError: as for ``as_label``; and a row of an indicator matrix, such as [0, 1, 0, 0].
     """
     parts = _parts(value, separator)
-    if len(set(map(str, parts))) < len(parts) and all(_is_indicator(part) for part in parts):
+    if len(parts) > 2 and all(_is_indicator(part) for part in parts):  # one is there twice
         raise ValueError(
             f"{parts[:8]}, which looks like an indicator of classes; expected the names of those "
             "that the document has, as sklearn's MultiLabelBinarizer.inverse_transform gives them"

@@ -188,7 +188,8 @@ class Interruption(TrainerCallback):
     def restore(self) -> None:
         """Give the signals back to who had them; also after a training that raised."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # a program's around Python cannot be given back
+                signal.signal(number, handler)
         self._before = {}
 
     def on_train_begin(

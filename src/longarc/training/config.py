@@ -31,6 +31,7 @@ _FLOODED = "{flooding: {level: 0.1, per_example: true}} floods each document's l
 _ONLY_WITH = {
     "position_alpha": ("positions", ("hierarchical",)),
     "attention_minutes": ("attention", ("learned",)),
+    "recipe_minutes": ("recipe", ("auto",)),
 }
 """Options that would change nothing without another's value."""
 
@@ -127,9 +128,7 @@ class TrainConfig:
     recipe_tau: float | None = option(
         None, "τ of --recipe post-hoc or tau-norm; default: chosen on the validation split"
     )
-    recipe_minutes: float = option(
-        5.0, "time that the trials of --recipe auto and --loss auto may take"
-    )
+    recipe_minutes: float = option(5.0, "time that the trials of --recipe auto may take")
     hybrid: float = option(
         0.0, "add so many times the margins of TF-IDF + LinearSVC to the logits; 0 for none"
     )
@@ -271,12 +270,6 @@ class TrainConfig:
             raise OptionError(
                 f"--recipe-tau is for --recipe post-hoc or tau-norm, and --recipe is {self.recipe}. "
                 "Name one of the two, or drop --recipe-tau."
-            )
-        tries = "auto" in (self.recipe, self.loss)
-        if self.recipe_minutes != TrainConfig.recipe_minutes and not tries:
-            raise OptionError(
-                "--recipe-minutes is for --recipe auto and --loss auto, and nothing is tried here. "
-                "Add one of them, or drop this."
             )
         if not self.validates:
             self._refuse_choices()

@@ -55,7 +55,9 @@ def train(config: TrainConfig, *, data: Any = None, console: Console | None = No
     reporter = Reporter(console if is_main_process() else None)
     config.validate()
     refuse_existing(config)
-    with stoppable(), held(config.run) if is_main_process() else nullcontext():
+    # The others hold and write nothing, and a handler would wait for the barrier they wait at.
+    main = is_main_process()
+    with stoppable() if main else nullcontext(), held(config.run) if main else nullcontext():
         prepared = prepare(config, reporter, data)
         return _Job(prepared, reporter).run()
 
