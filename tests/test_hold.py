@@ -20,8 +20,8 @@ from longarc.comparison.folder import CompareFolder, cleared
 from longarc.comparison.job import run_comparison
 from longarc.comparison.slot import Slot
 from longarc.errors import DataError, OptionError, RunError
-from longarc.files import write_json, write_text
-from longarc.hold import HOLDER, LOCK, clear, held, is_empty, refuse_own_sources, restored
+from longarc.files import refuse_own_sources, write_json, write_text
+from longarc.hold import HOLDER, LOCK, clear, held, is_empty, restored
 from longarc.training.config import TrainConfig
 from longarc.training.job import train
 from longarc.training.pretraining.config import PretrainConfig

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,3 +128,25 @@ def refuse_taken(
             f"{folder} holds a {kind}. Name another folder with --out,{resume} or replace it with "
             "--overwrite."
         )
+
+
+def refuse_own_sources(folder: Path, named: Iterable[str | None]) -> None:
+    """Raise RunError where something that is to be read lies in a folder that is to be replaced.
+
+    Args:
+        folder: what ``--overwrite`` deletes.
+        named: paths, Hub ids and names, as given; None for what was not.
+    """
+    place = folder.resolve()
+    for given in filter(None, named):
+        file = Path(given).expanduser()
+        # The last part of a path may be a split, as in saved/test.
+        there = file if file.exists() else file.parent
+        # A link in the folder goes with it, and so does what a link elsewhere leads to.
+        ways = there.resolve(), there.parent.resolve() / there.name
+        within = any(way.is_relative_to(place) and way != place for way in ways)
+        if there.exists() and (within or file.resolve() == place):
+            raise RunError(
+                f"{given} lies in {folder}, which --overwrite deletes. Move it, or name another "
+                "--out."
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,11 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if handler is not None:  # a program's around Python cannot be given back
-                signal.signal(number, handler)
+        give_back(before)
+
+
+def give_back(handlers: Mapping[Any, Any]) -> None:
+    """Set signals' handlers again, as ``signal.signal`` returned them."""
+    for number, handler in handlers.items():
+        if handler is not None:  # a program's around Python cannot be given back
+            signal.signal(number, handler)

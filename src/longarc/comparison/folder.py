@@ -16,8 +16,8 @@ from longarc.comparison.children import PATIENCE
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
-from longarc.files import refuse_taken, write_text
-from longarc.hold import clear, held, is_empty, refuse_own_sources
+from longarc.files import refuse_own_sources, refuse_taken, write_text
+from longarc.hold import clear, held, is_empty
 
 
 @dataclass(frozen=True)

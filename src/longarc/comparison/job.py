@@ -41,8 +41,8 @@ from longarc.comparison.reading import Needs, measure_reading
 from longarc.comparison.slot import Slot, read
 from longarc.data.table_writer import table_writer
 from longarc.errors import Interrupted, LongarcError, OptionError, RunError
-from longarc.files import write_json
-from longarc.hold import held, refuse_own_sources
+from longarc.files import refuse_own_sources, write_json
+from longarc.hold import held
 from longarc.machine import describe_machine, system_load
 from longarc.options import check_whole
 from longarc.report.measures import figure, system_name

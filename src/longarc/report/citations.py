@@ -41,7 +41,7 @@ REGULARIZERS: dict[str, tuple[str, ...] | str] = {
     "pgd": ("madry2018towards",),
     "freelb": ("zhu2020freelb",),
     "vat": ("miyato2018virtual",),
-    "input-gradient-penalty": ("drucker1992improving",),
+    "input-gradient-penalty": ("drucker1992improving", "huber1964robust"),
     "gradient-penalty": ("barrett2021implicit", "karakida2023understanding"),
     "sam": ("foret2021sharpness",),
     "flooding": ("ishida2020do",),

@@ -46,6 +46,12 @@ def training_arguments(
     )
 
 
+def count_steps(config: TrainConfig, documents: int) -> int:
+    """Updates of a run on so many training documents, as transformers counts them."""
+    of_epoch = math.ceil(documents / (config.batch_size * config.accumulation))
+    return max(1, math.ceil(of_epoch * config.epochs))
+
+
 def common_arguments(config: TrainConfig | PretrainConfig, device: torch.device) -> dict[str, Any]:
     """What a training and a pretraining have in common."""
     return {

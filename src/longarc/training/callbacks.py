@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from longarc.errors import Interrupted, ModelError
 from longarc.files import write_text
+from longarc.stopping import give_back
 from longarc.training.progress import Advance
 
 _NAMES = {
@@ -187,9 +188,7 @@ class Interruption(TrainerCallback):
 
     def restore(self) -> None:
         """Give the signals back to who had them; also after a training that raised."""
-        for number, handler in self._before.items():
-            if handler is not None:  # a program's around Python cannot be given back
-                signal.signal(number, handler)
+        give_back(self._before)
         self._before = {}
 
     def on_train_begin(

@@ -19,8 +19,8 @@ import yaml
 
 from longarc.data.labels import LabelSpace
 from longarc.errors import OptionError, RunError
-from longarc.files import write_text
-from longarc.hold import clear, is_empty, refuse_own_sources
+from longarc.files import refuse_own_sources, write_text
+from longarc.hold import clear, is_empty
 from longarc.training.config import TrainConfig
 from longarc.version import __version__
 

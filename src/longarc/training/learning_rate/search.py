@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longarc.dynamics.replay import replayed
 from longarc.errors import ModelError
-from longarc.training.arguments import UNUSED_OUTPUTS
+from longarc.training.arguments import UNUSED_OUTPUTS, count_steps
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.bootstrap import resampled_figures
 from longarc.training.callbacks import Bar, FiniteLoss
@@ -114,9 +114,7 @@ class _Search:
         self.train, self.validation = train, validation
         self.tokenizer, self.loss, self.weights = tokenizer, loss, sampling_weights
         self.start = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-        batches = math.ceil(len(train) / config.batch_size)
-        of_epoch = math.ceil(batches / config.accumulation)
-        self.steps = max(1, math.ceil(of_epoch * config.epochs))  # as transformers counts them
+        self.steps = count_steps(config, len(train))
         self.warmup = args.get_warmup_steps(self.steps)
 
     def run(self, reporter: Reporter, candidates: int, fraction: float) -> dict[str, Any]:

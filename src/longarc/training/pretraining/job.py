@@ -24,7 +24,7 @@ from longarc.data.token_file import TokenFile, open_token_file, write_token_file
 from longarc.dynamics.collapse_detector import CollapseAlarm
 from longarc.errors import Interrupted, LongarcError, ModelError, OptionError, RunError
 from longarc.files import whole_folder, write_json
-from longarc.hold import held, restored
+from longarc.hold import ASIDE, held, restored
 from longarc.models.loading import usable_length
 from longarc.models.recurrent.scratch import starting_tokenizer
 from longarc.models.sentence_encoder import save_encoder
@@ -120,6 +120,8 @@ class _Job:
     def run(self) -> PretrainFolder:
         try:
             # Whether the table will do is known when all of it has been read.
+            if self.config.resume:  # of a process that was killed before it knew
+                shutil.rmtree(self.folder.path / ASIDE, ignore_errors=True)
             with nullcontext() if self.config.resume else restored(self.folder.path):
                 self._open_folder()
                 with self.reporter.timed("prepare"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from longarc.training.arguments import count_steps
 from longarc.training.recording.path_recorder import PathRecorder
 from longarc.training.recording.recorded_path import plan_disk, save_training
 
@@ -38,10 +38,9 @@ def bytes_of_path(config: TrainConfig, model: nn.Module, documents: int) -> int:
     """
     if not config.record_path:
         return 0
-    updates = math.ceil(documents / (config.batch_size * config.accumulation))
     sizes = [(p.requires_grad, p.numel() * p.element_size()) for p in model.parameters()]
     return plan_disk(
-        steps=max(1, math.ceil(updates * config.epochs)),
+        steps=count_steps(config, documents),
         snapshot=3 * sum(size for trained, size in sizes if trained),  # with two moments
         constants=sum(size for trained, size in sizes if not trained),
         row=0,
