@@ -175,7 +175,7 @@ class Run(ExplainedRun):
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Validation and test figures with 95 % intervals, and the baselines'.
+        """Validation and test figures with 95 % intervals, the baselines', and the differences.
 
         ``run.metrics["test"]["model"]["macro_f1"]["value"]``; schema in docs/run-folder.md.
         """

@@ -1,6 +1,4 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from longarc.report.measures import ACCURACY, CALIBRATION, Figure, best, figure, verdict
 
@@ -13,21 +11,40 @@ def split(model, **baselines):
     return {"model": entry(model), "baselines": {k: entry(v) for k, v in baselines.items()}}
 
 
+def with_difference(found, name, low, high):
+    value = found["model"]["macro_f1"]["value"] - found["baselines"][name]["macro_f1"]["value"]
+    difference = {"macro_f1": {"value": value, "low": low, "high": high}}
+    return {**found, "differences": {name: difference}}
+
+
 def test_verdict_names_the_best_of_several_baselines():
-    said = verdict(split((0.80, 0.7, 0.9), weak=(0.1, 0.0, 0.2), strong=(0.75, 0.6, 0.85)))
+    found = split((0.80, 0.7, 0.9), weak=(0.1, 0.0, 0.2), strong=(0.75, 0.6, 0.85))
+    said = verdict(with_difference(found, "strong", -0.0104, 0.11))
     assert "0.050 above that of the best baseline, strong (0.750)" in said
-    assert "the 95 % intervals overlap" in said
+    assert "difference, −0.010 to +0.110, has 0 in it, so this split alone does not settle" in said
+
+
+def test_overlapping_intervals_may_hide_a_certain_difference():
+    found = split((0.80, 0.75, 0.85), bow=(0.78, 0.73, 0.83))
+    said = verdict(with_difference(found, "bow", 0.012, 0.029))
+    assert said.endswith("the 95 % interval of the difference, +0.012 to +0.029, excludes 0.")
 
 
 def test_verdict_says_when_the_baseline_wins():
-    said = verdict(split((0.60, 0.55, 0.65), **{"tfidf-svm": (0.75, 0.7, 0.8)}))
+    found = split((0.60, 0.55, 0.65), **{"tfidf-svm": (0.75, 0.7, 0.8)})
+    said = verdict(with_difference(found, "tfidf-svm", -0.2, -0.1))
     assert "0.150 below that of the linear baseline, TF-IDF + linear SVM (0.750)" in said
-    assert "do not overlap" in said
+    assert said.endswith("difference, −0.200 to −0.100, excludes 0.")
 
 
 def test_verdict_on_equal_figures_claims_no_side():
     said = verdict(split((0.75, 0.7, 0.8), bow=(0.7502, 0.7, 0.8)))
     assert "equals that of the baseline, bow" in said
+
+
+def test_verdict_without_an_interval_of_the_difference_claims_nothing_more():
+    said = verdict(split((0.80, 0.79, 0.81), bow=(0.70, 0.69, 0.71)))
+    assert said.endswith("bow (0.700).")
 
 
 def test_verdict_without_intervals_or_baselines():
@@ -50,10 +67,3 @@ def test_lowest_calibration_error_is_best():
     figures = {"a": Figure(0.1, None, None), "b": Figure(0.2, None, None)}
     assert best(figures, CALIBRATION) == {"a"}
     assert best(figures, ACCURACY) == {"b"}
-
-
-@given(st.tuples(*[st.floats(0, 1)] * 4))
-def test_overlap_is_symmetric_and_right(ends):
-    (a, b), (c, d) = sorted(ends[:2]), sorted(ends[2:])
-    one, other = Figure(a, a, b), Figure(c, c, d)
-    assert one.overlaps(other) == other.overlaps(one) == (max(a, c) <= min(b, d))

@@ -13,7 +13,7 @@ from longarc.data.labels import LabelSpace
 from longarc.errors import DataError
 from longarc.training import bootstrap
 from longarc.training.bootstrap import figures_from_counts, resampled_figures
-from longarc.training.metrics import evaluate_predictions
+from longarc.training.metrics import evaluate_predictions, paired_differences
 
 COUNTS = (300, 120, 60, 25, 8, 3)
 
@@ -485,3 +485,83 @@ def test_refuses_what_are_no_numbers_of_labels(outside):
 def test_refuses_no_resamples():
     with pytest.raises(DataError, match="0 resamples"):
         evaluate_predictions([0, 1], [0, 1], space=space_of((5, 5)), resamples=0)
+
+
+def two_systems(seed=0, documents=300):
+    """A target, a system, and one that differs from it in few documents."""
+    target, one, _ = single(documents, seed=seed, right=0.7)
+    random = np.random.default_rng(seed + 1)
+    other = np.where(random.random(documents) < 0.05, random.integers(6, size=documents), one)
+    return target, one, other
+
+
+def test_paired_differences_against_a_loop_over_the_same_resamples():
+    target, one, other = two_systems()
+    found = paired_differences(target, one, other, space=space_of(), resamples=60, seed=3)
+    drawn = np.random.default_rng(3).integers(300, size=(60, 300))
+    gaps = []
+    for rows in drawn:
+        present = np.unique(target[rows])
+        ours, theirs = (
+            reference.f1_score(target[rows], each[rows], labels=present, average="macro")
+            for each in (one, other)
+        )
+        gaps.append(ours - theirs)
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    assert found["macro_f1"]["low"] == pytest.approx(low, abs=1e-12)
+    assert found["macro_f1"]["high"] == pytest.approx(high, abs=1e-12)
+
+
+def test_paired_differences_are_those_of_the_systems_figures():
+    for target, one, other, space in (
+        (*two_systems(), space_of()),
+        (*several()[:2], several(seed=1)[1], space_of(several=True)),
+    ):
+        found = paired_differences(target, one, other, space=space, resamples=20)
+        ours, theirs = (
+            values(evaluate_predictions(target, each, space=space, resamples=2))
+            for each in (one, other)
+        )
+        for name, entry in found.items():
+            assert entry["value"] == pytest.approx(ours[name] - theirs[name], abs=1e-12), name
+            assert entry["low"] <= entry["value"] <= entry["high"]
+
+
+def test_paired_differences_change_sign_with_the_order_and_vanish_for_equals():
+    target, one, other = two_systems()
+    found = paired_differences(target, one, other, space=space_of(), resamples=50)
+    back = paired_differences(target, other, one, space=space_of(), resamples=50)
+    for name, entry in found.items():
+        turned = back[name]
+        assert (-turned["value"], -turned["high"], -turned["low"]) == pytest.approx(
+            (entry["value"], entry["low"], entry["high"]), abs=1e-12
+        )
+    same = paired_differences(target, one, one, space=space_of(), resamples=50)
+    assert all(tuple(entry.values()) == (0.0, 0.0, 0.0) for entry in same.values())
+
+
+def test_systems_that_err_alike_differ_more_surely_than_their_own_intervals_say():
+    target, one, other = two_systems(documents=2000)
+    found = paired_differences(target, one, other, space=space_of())["accuracy"]
+    ours, theirs = (
+        evaluate_predictions(target, each, space=space_of())["accuracy"] for each in (one, other)
+    )
+    assert ours["low"] < theirs["high"]
+    assert found["low"] > 0
+
+
+def test_labels_outside_the_space_count_in_paired_differences():
+    target = np.array([[1, 0], [0, 1], [1, 1]])
+    outside = np.array([0, 1, 0])
+    found = paired_differences(
+        target, target, 0 * target, space=space_of((5, 5), several=True), outside=outside
+    )
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert found["micro_f1"]["value"] == pytest.approx(2 * 4 / (5 + 4))
+
+
+def test_paired_differences_refuse_what_does_not_fit():
+    with pytest.raises(DataError, match="2 predictions for 3 documents"):
+        paired_differences([0, 1, 1], [0, 1, 1], [0, 1], space=space_of())
+    with pytest.raises(DataError, match="0 resamples"):
+        paired_differences([0, 1], [0, 1], [0, 1], space=space_of(), resamples=0)

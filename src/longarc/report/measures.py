@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from longarc.report.saved import is_number, systems
+from longarc.report.saved import as_dict, is_number, systems
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,6 @@ class Figure:
         """The value, and in brackets the interval or a dash."""
         return f"{self.text} ({self.interval or '–'})"
 
-    def overlaps(self, other: Figure) -> bool | None:
-        """Whether the two intervals share a point; None if one of them is missing."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
-            return None
-        return self.low <= other.high and other.low <= self.high
-
 
 def figure(metrics: dict[str, Any], key: str) -> Figure | None:
     """A measure of one system; None where the figure does not exist.
@@ -132,14 +126,17 @@ def best(figures: dict[str, Figure | None], measure: Measure) -> set[str]:
 def verdict(split: dict[str, Any]) -> str | None:
     """One sentence: is the trained model worth it? None without a baseline to compare with.
 
-    Compares macro-F1 with that of the best baseline. Two intervals that overlap do not show that
-    the systems are equal, only that this split does not settle it, and the sentence says that.
+    Compares macro-F1 with that of the best baseline, by the interval of their difference on the
+    same documents. One that has 0 in it does not show that the systems are equal, only that this
+    split does not settle it, and the sentence says that.
 
     >>> m = {"macro_f1": {"value": 0.81, "low": 0.78, "high": 0.84}}
-    >>> b = {"macro_f1": {"value": 0.74, "low": 0.71, "high": 0.77}}
-    >>> print(verdict({"model": m, "baselines": {"tfidf-svm": b}}))
-    The model’s macro-F1 (0.810) is 0.070 above that of the linear baseline, TF-IDF + linear
-    SVM (0.740), and the 95 % intervals do not overlap.
+    >>> b = {"macro_f1": {"value": 0.79, "low": 0.76, "high": 0.82}}
+    >>> d = {"macro_f1": {"value": 0.02, "low": 0.008, "high": 0.033}}
+    >>> split = {"model": m, "baselines": {"tfidf-svm": b}, "differences": {"tfidf-svm": d}}
+    >>> print(verdict(split))
+    The model’s macro-F1 (0.810) is 0.020 above that of the linear baseline, TF-IDF + linear
+    SVM (0.790); the 95 % interval of the difference, +0.008 to +0.033, excludes 0.
     """
     found = {name: figure(metrics, MACRO_F1.key) for name, metrics in systems(split).items()}
     model = found.pop("model")
@@ -153,15 +150,17 @@ def verdict(split: dict[str, Any]) -> str | None:
     if len(rivals) == 1 and rival_name == "tfidf-svm":
         which = "the linear baseline"
     against = f"that of {which}, {system_name(rival_name)}"
-    if abs(gap) < 0.0005:
-        return f"The model’s macro-F1 equals {against} ({rival.text})."
     side = "above" if gap > 0 else "below"
     opening = (
         f"The model’s macro-F1 ({model.text}) is {abs(gap):.3f} {side} {against} ({rival.text})"
     )
-    overlap = model.overlaps(rival)
-    if overlap is None:
+    if abs(gap) < 0.0005:
+        opening = f"The model’s macro-F1 equals {against} ({rival.text})"
+    difference = figure(as_dict(as_dict(split.get("differences")).get(rival_name)), MACRO_F1.key)
+    if difference is None or difference.low is None or difference.high is None:
         return f"{opening}."
-    if overlap:
-        return f"{opening}; the 95 % intervals overlap, so this split alone does not settle it."
-    return f"{opening}, and the 95 % intervals do not overlap."
+    ends = f"{difference.low:+.3f} to {difference.high:+.3f}".replace("-", "−")
+    interval = f"the 95 % interval of the difference, {ends},"
+    if difference.low <= 0 <= difference.high:
+        return f"{opening}; {interval} has 0 in it, so this split alone does not settle it."
+    return f"{opening}; {interval} excludes 0."

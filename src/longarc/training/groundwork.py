@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,8 @@ from longarc.training.checkpoint import last_checkpoint
 from longarc.training.disk_space import CHECKPOINTS, is_full_disk, refuse_full_disk
 from longarc.training.evaluation import score, score_decisions
 from longarc.training.learning_rate.search import search_learning_rate
-from longarc.training.prediction import Predictor, bfloat16_is_fast, chosen_device
+from longarc.training.measured_baselines import MeasuredBaselines
+from longarc.training.prediction import Predictor, bfloat16_is_fast, chosen_device, decisions
 from longarc.training.preparation import Prepared
 from longarc.training.probe import Probe
 from longarc.training.probe_temperature import (
@@ -69,7 +69,7 @@ class Groundwork:
         self.folder = RunFolder(self.config.run)
         self.args = training_arguments(self.config, device, len(self.splits.train))
         self.main = self.args.process_index == 0
-        self.baselines: dict[str, dict[str, Any]] = {}
+        self.baselines = MeasuredBaselines()
         self.recipe: dict[str, Any] = {}
         self.frozen: dict[str, torch.Tensor] = {}  # features by split, while they are of use
 
@@ -169,9 +169,9 @@ class Groundwork:
 
     def _fit_baselines(self, resumed: bool) -> None:
         """TF-IDF + LinearSVC, and the linear probe, which also becomes the head's start."""
-        kept = self.folder.checkpoints / "baselines.json"
-        if resumed and kept.is_file():
-            self.baselines = json.loads(kept.read_text(encoding="utf-8"))
+        kept = MeasuredBaselines.load(self.folder.checkpoints) if resumed else None
+        if kept is not None:
+            self.baselines = kept
             return
         if self.config.baseline or self.config.hybrid:
             with self.reporter.timed("baseline"), self.reporter.task("TF-IDF + LinearSVC"):
@@ -179,24 +179,24 @@ class Groundwork:
                 train = self.splits.train
                 linear.fit(train.texts, self._codes(train), space=self.space, seed=self.config.seed)
                 if self.config.baseline:
-                    self.baselines["tfidf-svm"] = {
-                        split: score_decisions(part, self.space, linear.predict(part.texts))
-                        for split, part in self._held_out()
-                    }
+                    for split, part in self._held_out():
+                        decided = linear.predict(part.texts)
+                        figures = score_decisions(part, self.space, decided)
+                        self.baselines.add("tfidf-svm", split, figures, decided)
                 if self.config.hybrid:
                     linear.scaled(self.config.hybrid).save(self._kept_linear)
         if self.config.head_start == "probe":
             with self.reporter.timed("probe"):
                 probe, features = self._fit_probe()
                 if not self.config.freeze:  # else the model itself is the probe
-                    probed = {split: probe.logits(found) for split, found in features.items()}
-                    self.baselines["frozen-probe"] = {
-                        split: score(part, self.space, probed[split].numpy(), loss=self.loss)
-                        for split, part in self._held_out()
-                    }
+                    for split, part in self._held_out():
+                        logits = probe.logits(features[split]).numpy()
+                        figures = score(part, self.space, logits, loss=self.loss)
+                        decided = decisions(logits, multi_label=self.space.multi_label)
+                        self.baselines.add("frozen-probe", split, figures, decided)
                 elif self._has_second_stage():
                     self.frozen = features
-        write_json(kept, self.baselines)
+        self.baselines.save(self.folder.checkpoints)
 
     def _fit_probe(self) -> tuple[Probe, dict[str, torch.Tensor]]:
         features = self._features([split for split, _ in self.splits.items()])

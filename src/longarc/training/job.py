@@ -28,7 +28,7 @@ from longarc.training.config import TrainConfig
 from longarc.training.evaluation import score, write_predictions
 from longarc.training.fine_tuning import fine_tune
 from longarc.training.groundwork import Groundwork
-from longarc.training.prediction import trained_loss
+from longarc.training.prediction import decisions, trained_loss
 from longarc.training.preparation import prepare
 from longarc.training.progress import Reporter
 from longarc.training.recipes.sampling import sampling_weights
@@ -163,11 +163,10 @@ class _Job(Groundwork):
                 for split, part in self._held_out():
                     logits = self.predictor.logits(part.texts, advance)
                     parts.append((split, part, logits))
+                    decided = decisions(logits, multi_label=self.space.multi_label)
                     metrics[split] = {
                         "model": score(part, self.space, logits, loss=loss),
-                        "baselines": {
-                            name: figures[split] for name, figures in self.baselines.items()
-                        },
+                        **self.baselines.beside(split, part, self.space, decided),
                     }
         with whole_folder(self.folder.model) as temporary:
             self.model.save_pretrained(temporary)
