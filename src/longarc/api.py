@@ -127,7 +127,8 @@ def run_pretraining(
     """The pretraining job, then the model card and the report that read its folder."""
     run = Pretraining(_pretrain(config, data=data, console=console))
     if run.folder.collapsed:
-        raise ModelError(collapse_message(run.metrics["collapse"], run.report()))
+        collapse, objective = run.metrics["collapse"], run.config.objective
+        raise ModelError(collapse_message(collapse, objective, run.report()))
     write_text(run.folder.model / "README.md", encoder_card(run.path))
     run.report()
     return run

@@ -66,6 +66,20 @@ def test_crops_are_everywhere():
             assert max(starts.values()) / min(starts.values()) < 1.4
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_views_shorter_than_crops_are_everywhere_too(overlap):
+    """A tenth of 600 tokens is more than a view has; the ends are in as many as elsewhere."""
+    ids = [CLS, *text(600), SEP]
+    make = TextViews(overlap=overlap, max_tokens=32, special=SPECIAL)
+    views = [view[1:-1] for index in range(3000) for view in make(ids, index=index)]
+    assert all(len(view) == 30 for view in views)
+    seen = Counter(token for view in views for token in view)
+    tenths = [sum(seen[1000 + i] for i in range(at, at + 60)) for at in range(0, 600, 60)]
+    # A token within 30 of an end has fewer places from which it is seen.
+    assert max(tenths[1:-1]) / min(tenths[1:-1]) < 1.25
+    assert min(tenths[0], tenths[-1]) / max(tenths[1:-1]) > 0.6
+
+
 def test_separate_crops_are_uniform_over_pairs_of_places():
     """Two passages of 2 tokens in 6: 6 ways to place them, in 2 orders."""
     rng, seen = random.Random(0), Counter()

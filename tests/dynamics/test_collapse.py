@@ -10,6 +10,7 @@ import torch
 from scipy.special import hyp0f1, ive
 
 from longarc.dynamics.collapse import (
+    BLOCK,
     alignment,
     code_std,
     collapse_measures,
@@ -101,6 +102,15 @@ def test_wang_and_isolas_code():
         assert uniformity(first, power) == pytest.approx(float(lunif(unit(first), power)))
 
 
+@pytest.mark.parametrize("number", [BLOCK, BLOCK + 1, 2 * BLOCK + 40])
+def test_all_pairs_count_once_however_many_codes(number):
+    codes = torch.nn.functional.normalize(draw(number).double())
+    i, j = torch.triu_indices(number, number, offset=1)
+    cosines = (codes[i] * codes[j]).sum(1)
+    assert cosine_spread(codes) == pytest.approx(float(cosines.std(correction=0)))
+    assert uniformity(codes) == pytest.approx(float((4 * cosines - 4).exp().mean().log()))
+
+
 @pytest.mark.parametrize("measure", ALL)
 def test_what_does_not_matter(measure):
     codes = draw(60) + 0.5
@@ -171,6 +181,15 @@ def test_the_alarm():
     assert watch([1, 1e-3, 1e-3], patience=2).step == 20
     assert watch([1] + [0.3] * 20) is None
     assert watch([1] + [0.3] * 20, fraction=0.5).onset == 10
+
+
+def test_what_is_low_without_an_alarm_is_known():
+    """As codes are at the end of a training that was too short for the alarm."""
+    for scales, since in (([1, 1, 1e-3, 1e-3], 20), ([1, 1e-3, 1], None), ([1, 1, 1], None)):
+        detector = CollapseDetector()
+        for step, scale in enumerate(scales):
+            assert detector.update(collapse_measures(draw(64) * scale + 1), 10 * step) is None
+        assert detector.low_since == since
 
 
 def test_dimensions_collapse_too():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertModel, TrainerCallback
 
 import longarc
+from longarc.dynamics.collapse_detector import CollapseDetector
 from longarc.errors import DataError, Interrupted, ModelError, OptionError, RunError
 from longarc.models.loading import load_encoder, load_tokenizer
 from longarc.models.pooling import mean_pool
 from longarc.models.record import recorded_changes
-from longarc.training.pretraining import job
+from longarc.training.pretraining import job, watch
 from longarc.training.pretraining.codes import encode
 from longarc.training.pretraining.config import PretrainConfig
 from longarc.training.pretraining.folder import PretrainFolder
@@ -123,8 +125,15 @@ def test_the_encoder_opens_in_transformers_and_gives_the_codes(finished):
     assert finished.encode(texts) == pytest.approx(np.stack(expected), abs=1e-6)
 
 
-def test_sentence_transformers_finds_its_files(finished):
-    """That it opens them, with the same codes, was seen with its version 6.2.0."""
+def test_sentence_transformers_opens_the_encoder_and_gives_the_codes(finished):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    opened = sentence_transformers.SentenceTransformer(str(finished.model), device="cpu")
+    texts = ["the pump leaks oil", "invoice", "a b c d e f g h i j k l m n o p q r s t u v w x y z"]
+    assert opened.max_seq_length == 24
+    assert opened.encode(texts) == pytest.approx(finished.encode(texts), abs=1e-6)
+
+
+def test_the_files_are_those_of_sentence_transformers(finished):
     read = lambda name: json.loads((finished.model / name).read_text())  # noqa: E731
     assert [(m["path"], m["type"]) for m in read("modules.json")] == [
         ("", "sentence_transformers.models.Transformer"),
@@ -234,13 +243,37 @@ def test_a_collapse_stops_the_run_and_is_explained(model, table, tmp_path):
         longarc.pretrain(table, out=out, model=model, resume=True, **COLLAPSING)
 
 
-def test_a_collapse_can_be_let_go_on(model, table, tmp_path):
+def test_a_collapse_can_be_let_go_on(model, table, tmp_path, capsys):
     run = longarc.pretrain(
-        table, out=tmp_path / "run", model=model, stop_on_collapse=False, **COLLAPSING
-    )
+        table, out=tmp_path / "run", model=model, stop_on_collapse=False,
+        **COLLAPSING | {"verbose": True},
+    )  # fmt: skip
+    message = run.metrics["collapse"]["message"]
+    assert " ".join(capsys.readouterr().out.split()).count(f"warning: {message}") == 1
     assert run.metrics["steps"] == 55
     assert run.metrics["collapse"]["step"] < 55
     assert "Its codes collapsed" in (run.model / "README.md").read_text()
+
+
+def test_a_collapse_too_late_for_the_alarm_is_told(model, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "CollapseDetector", lambda: CollapseDetector(patience=1000))
+    run = longarc.pretrain(
+        table, out=tmp_path / "run", model=model, **COLLAPSING | {"verbose": True}
+    )  # fmt: skip
+    assert run.metrics["collapse"] is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"warning: codes were near collapse from step \d+ to the end, 55,", said)
+
+
+def test_codes_that_are_no_numbers_end_the_run(model, table, tmp_path):
+    """The loss of the step that spoilt them was one still."""
+    options = QUICK | {"learning_rate": 1e38, "head_learning_rate": 1e38, "warmup": 0.0}
+    with pytest.raises(ModelError, match=r"no numbers at step \d+: training diverged.*1e\+38"):
+        longarc.pretrain(
+            table, out=tmp_path / "run", model=model, objective="simsiam", max_grad_norm=0,
+            epochs=2, **options,
+        )  # fmt: skip
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_an_interrupted_reading_goes_on(model, table, tmp_path, monkeypatch):

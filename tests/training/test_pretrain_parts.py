@@ -14,6 +14,7 @@ from transformers import BertForMaskedLM, BertModel
 
 from longarc.data.token_file import TokenFile
 from longarc.errors import DataError
+from longarc.models.loading import load_masked_lm
 from longarc.models.pooled_encoder import PooledEncoder
 from longarc.objectives.siamese.byol import BYOL
 from longarc.objectives.siamese.heads import prediction_head, projection_head
@@ -194,6 +195,26 @@ def test_every_weight_that_learns_has_its_step_size(tiny):
         optimizer.step()
         schedule.step()
     assert {round(g["lr"], 6) for g in optimizer.param_groups} == {5e-5, 5e-3, 1e-1}
+
+
+def test_a_head_that_was_loaded_learns_like_the_encoder(tiny, tmp_path):
+    """Of BertForMaskedLM everything is known, of BertModel's files the head is not."""
+    torch.manual_seed(0)
+    config = PretrainConfig(objective="mlm", learning_rate=1e-4, head_learning_rate=1e-2)
+    for kind, of_head in ((BertForMaskedLM, 1e-4), (BertModel, 1e-2)):
+        folder = tmp_path / kind.__name__
+        kind(tiny.make_config()).save_pretrained(folder)
+        model, new = load_masked_lm(folder)
+        learner = MaskedTokenLearner(model, new)
+        rates = {
+            id(p): group["lr"]
+            for group in parameter_groups(learner, config)
+            for p in group["params"]
+        }
+        assert rates.keys() == {id(p) for p in model.parameters()}
+        assert {rates[id(p)] for p in model.base_model.parameters()} == {1e-4}
+        assert rates[id(model.cls.predictions.transform.dense.weight)] == of_head
+        assert rates[id(model.cls.predictions.bias)] == of_head
 
 
 def held_out_of(tiny, tokenizer, encoder: nn.Module, **options: Any) -> HeldOut:

@@ -32,8 +32,9 @@ class TextViews:
         overlap: whether crops may overlap. False takes two separate passages, each half the text
             at most.
         min_tokens: no crop is shorter than this, in texts that have as many.
-        max_tokens: most tokens of a view with its frame, the encoder's length; what is longer is
-            cut at the end.
+        max_tokens: most tokens of a view with its frame, the encoder's length. No crop is longer,
+            so that one may come from anywhere in the text; a text that is not cropped is cut at
+            the end.
         shuffle: length of the spans that are put in random order; None for no shuffling.
         delete: share of the tokens that are left out.
         mask: share of the tokens that ``mask_id`` replaces.
@@ -96,7 +97,7 @@ class TextViews:
             passages = tokens, tokens
         else:
             passages = two_crops(
-                tokens, rng, self.crop, overlap=self.overlap, shortest=self.min_tokens
+                tokens, rng, self.crop, overlap=self.overlap, shortest=self.min_tokens, longest=room
             )
         first, second = (start + self._changed(passage[:room], rng) + end for passage in passages)
         return first, second
@@ -136,11 +137,13 @@ def two_crops(
     *,
     overlap: bool = True,
     shortest: int = 1,
+    longest: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return two passages, each of a random share of the tokens between the two given ones.
 
-    Places are uniform. Passages that must not overlap have half of the tokens at most; of fewer
-    than 2 tokens both are the whole.
+    Places are uniform. None is longer than ``longest`` tokens, which goes before ``shortest``.
+    Passages that must not overlap have half of the tokens at most; of fewer than 2 tokens both are
+    the whole.
 
     >>> two_crops(range(8), random.Random(1), (0.25, 0.5), overlap=False)
     ([2, 3, 4, 5], [0, 1])
@@ -148,8 +151,8 @@ def two_crops(
     _check_crop(share, overlap)
     n = len(tokens)
     apart = not overlap and n >= 2
-    longest = n // 2 if apart else n
-    one, other = (min(longest, max(shortest, round(n * rng.uniform(*share)))) for _ in range(2))
+    most = min(n // 2 if apart else n, n if longest is None else longest)
+    one, other = (min(most, max(shortest, round(n * rng.uniform(*share)))) for _ in range(2))
     if not apart:
         starts = [rng.randint(0, n - one), rng.randint(0, n - other)]
     else:

@@ -6,6 +6,8 @@ gradients. Computed in float32 at least. Legend: N examples, d numbers a code.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from longarc.errors import DataError
 from longarc.options import check_number
+
+BLOCK = 256
+"""Codes that are compared with all later ones at a time: all pairs' cosines would need N² memory."""
 
 
 class CollapseMeasures(NamedTuple):
@@ -116,8 +121,10 @@ def uniformity(codes: Tensor, t: float = 2.0) -> float:
     -8.0
     """
     check_number("t", t)
-    apart = (2 - 2 * _pair_cosines(codes)).clamp(min=0)
-    return float((apart * -t).exp().mean().log())
+    sums = [
+        (-t * (2 - 2 * cosines).clamp(min=0)).logsumexp(0) for cosines in _pair_cosines(codes)
+    ]
+    return float(torch.stack(sums).logsumexp(0)) - math.log(_pairs(codes))
 
 
 def cosine_spread(codes: Tensor) -> float:
@@ -129,15 +136,24 @@ def cosine_spread(codes: Tensor) -> float:
     >>> cosine_spread(torch.eye(3)), cosine_spread(torch.tensor([[1.0], [1.0], [-1.0]]))
     (0.0, 0.9428...)
     """
-    return float(_pair_cosines(codes).std(correction=0))
+    mean = sum(float(cosines.sum()) for cosines in _pair_cosines(codes)) / _pairs(codes)
+    squares = (float((cosines - mean).square().sum()) for cosines in _pair_cosines(codes))
+    return math.sqrt(sum(squares) / _pairs(codes))
+
+
+def _pairs(codes: Tensor) -> float:
+    return len(codes) * (len(codes) - 1) / 2
 
 
 @torch.no_grad()
-def _pair_cosines(codes: Tensor) -> Tensor:
-    """Cosines (N (N − 1) / 2,) of the pairs."""
+def _pair_cosines(codes: Tensor) -> Iterator[Tensor]:
+    """Cosines of all N (N − 1) / 2 pairs, those of ``BLOCK`` rows at a time."""
     rows = _normalised(codes)
-    i, j = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
-    return (rows @ rows.T)[i, j]
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK] @ rows[start:].T
+        i, j = torch.triu_indices(*block.shape, offset=1, device=rows.device)
+        if len(i):
+            yield block[i, j]
 
 
 @torch.no_grad()

@@ -88,6 +88,14 @@ class CollapseDetector:
                 self.alarm = CollapseAlarm(name, onset, step, value, self._best[name])
         return self.alarm
 
+    @property
+    def low_since(self) -> int | None:
+        """The step from which on a measure has been below its limit; None if all are above it.
+
+        At the end of a training this may be a collapse that came too late for an alarm.
+        """
+        return min((steps[0] for steps in self._low.values() if steps), default=None)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values for JSON."""
         alarm = None if self.alarm is None else asdict(self.alarm)

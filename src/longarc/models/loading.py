@@ -199,10 +199,11 @@ def load_encoder(name: str | Path, *, trust_remote_code: bool = False) -> PreTra
         return encoder
 
 
-def load_masked_lm(name: str | Path) -> PreTrainedModel:
+def load_masked_lm(name: str | Path) -> tuple[PreTrainedModel, list[str]]:
     """A pretrained encoder with the head for masked tokens of its architecture, in float32.
 
-    A checkpoint without that head gets a new one, whose last layer is the table of tokens.
+    A checkpoint without that head gets a new one, whose last layer is the table of tokens. Returned
+    beside the model are the names of the parameters that are new.
 
     Raises :class:`~longarc.errors.ModelError` when the model cannot be found, has no such head, or
     has positions or an attention that longarc changed.
@@ -224,7 +225,7 @@ def load_masked_lm(name: str | Path) -> PreTrainedModel:
         )
         prefix = f"{model.base_model_prefix}."
         refuse_missing(source, [n for n in found["missing_keys"] if n.startswith(prefix)])
-        return model
+        return model, sorted(found["missing_keys"])
 
 
 def load_model(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

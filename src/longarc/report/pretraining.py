@@ -170,13 +170,18 @@ def verdict(metrics: dict[str, Any]) -> str:
     )
 
 
-def collapse_message(collapse: dict[str, Any], page: Path) -> str:
-    """The error of a run that was stopped."""
+def collapse_message(collapse: dict[str, Any], objective: str, page: Path) -> str:
+    """The error of a run that was stopped: what helps, the surest first."""
+    helps = {
+        "--objective simcse, which has other documents to keep codes apart": objective != "simcse",
+        "a smaller --learning-rate": True,
+        "--predictor-factor 10 or --objective byol": objective == "simsiam",
+        "a larger --batch-size": True,
+    }
     return (
         f"{collapse['message']} The training was stopped and no model was saved. What helps, in "
-        "this order: --objective simcse, which has other documents to keep codes apart; a smaller "
-        "--learning-rate; for simsiam --predictor-factor 10 or --objective byol; a larger "
-        f"--batch-size. The curves are in {page}."
+        f"this order: {'; '.join(way for way, here in helps.items() if here)}. The curves are in "
+        f"{page}."
     )
 
 
@@ -272,6 +277,7 @@ def _curves(run: SavedPretraining) -> list[Panel]:
         curve("Loss", [("loss", of["train"], "loss")], span, onset),
         curve("Spread of the codes", [("spread", looks, "relative_std")], span, onset, zero=True),
         curve("Effective rank", [("rank", looks, "effective_rank")], span, onset, zero=True),
+        curve("Spread of cosines", [("spread", looks, "cosine_spread")], span, onset, zero=True),
         curve(
             "Macro-F1 on held-out documents",
             [("linear probe", times, "probe_macro_f1"),

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from longarc.studies.shared.intervals import interval
-from longarc.studies.simsiam.measured import COLLAPSING, HEALTHY, NORMS, Measured, Runs
+from longarc.studies.simsiam.measured import (
+    COLLAPSING,
+    HEALTHY,
+    LENGTH,
+    LONGER,
+    NORMS,
+    Measured,
+    Runs,
+)
 from longarc.studies.simsiam.runs import Outcome
 from longarc.studies.simsiam.scalar import START, end, least_speed
 from longarc.studies.study import Finding
@@ -117,6 +126,28 @@ def _accuracies(measured: Measured) -> list[Finding]:
             f"{how}the interval is above zero on both.",
         ),
         Finding(
+            "They are better than what the encoder is given.",
+            "better",
+            *_compared(measured, "SimSiam", "inputs", more=True),
+            "Against pixels and MiniLM’s vectors as they are, which the encoder reads. "
+            f"{how}the interval is above zero on both. SimCLR has "
+            + "; ".join(f"{r.material.name} {_knn(r, 'SimCLR'):.1%}" for r in measured.materials)
+            + ".",
+        ),
+        Finding(
+            "A linear probe, too, tells collapsed codes from SimSiam’s.",
+            "0.1 % against 67.7 %",
+            *_compared(measured, "no stop-gradient", "SimSiam", more=False, by="probe"),
+            "Accuracy of a linear classifier of the codes, which scales them as it likes: without "
+            "the stop-gradient against SimSiam. Without a predictor it has "
+            + "; ".join(
+                f"{r.material.name} {interval(_all(r, 'no predictor', 'probe'))[0]:.1%}"
+                for r in measured.materials
+            )
+            + f". The difference with its 95 % interval over {measured.size.seeds} starts, paired. "
+            "Holds if the interval is below zero on both.",
+        ),
+        Finding(
             "A predictor fixed at random does not make up for one that learns.",
             "1.5 % against 67.7 %",
             *_compared(measured, "predictor fixed at random", "SimSiam", more=False),
@@ -157,7 +188,7 @@ def _accuracies(measured: Measured) -> list[Finding]:
 
 def _told_apart(measured: Measured) -> Finding:
     said, apart = [], []
-    for name in ("relative_std", "effective_rank", "uniformity", "cosine_spread"):
+    for name in ("relative_std", "effective_rank", "uniformity", "cosine_spread", "alignment"):
         values = [
             [getattr(o.measured[-1], name) for o in _of(measured, names)]
             for names in (COLLAPSING, HEALTHY)
@@ -252,7 +283,7 @@ def _mean_view(measured: Measured) -> list[Finding]:
                 f"Mean over {measured.size.seeds} starts at the end, ± its 95 % interval. Holds if "
                 f"it is above {APART:g} in every run. Largest of any run: "
                 + ", ".join(f"{max(values):.3f}" for values in spreads)
-                + ".",
+                + f".{_longer(measured, name)}",
             )
         )
     scales = {
@@ -312,6 +343,14 @@ def _mean_view(measured: Measured) -> list[Finding]:
     return found
 
 
+def _longer(measured: Measured, name: str) -> str:
+    """What becomes of it in a longer training, if that was tried."""
+    if name not in LONGER:
+        return ""
+    spreads = [_ends(runs, LONGER[name]) for runs in measured.materials]
+    return f" In {LENGTH} times the steps it ends at {_span([v for s in spreads for v in s])}."
+
+
 def _heads(measured: Measured) -> Finding:
     said, kept = [], []
     for norm in NORMS.values():
@@ -346,16 +385,23 @@ def _heads(measured: Measured) -> Finding:
 
 
 def _compared(
-    measured: Measured, name: str, other: str | dict[str, str], *, more: bool | None
+    measured: Measured,
+    name: str,
+    other: str | dict[str, str],
+    *,
+    more: bool | None,
+    by: Literal["knn", "probe"] = "knn",
 ) -> tuple[str, bool]:
     """What was measured, and whether it is more, less, or (None) no less, by the interval."""
     said, right = [], []
     for runs in measured.materials:
         rival = other if isinstance(other, str) else other[runs.material.name]
-        pairs = zip(runs.outcomes[name], runs.outcomes[rival], strict=True)
-        mean, half = interval([a.knn - b.knn for a, b in pairs])
+        ours, theirs = _all(runs, name, by), _all(runs, rival, by)
+        if len(theirs) == 1:  # the inputs are the same from every start
+            theirs = theirs * len(ours)
+        mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
         said.append(
-            f"{runs.material.name}: {_knn(runs, name):.1%} against {_knn(runs, rival):.1%}, "
+            f"{runs.material.name}: {interval(ours)[0]:.1%} against {interval(theirs)[0]:.1%}, "
             f"{mean:+.1%} ± {half:.1%}"
         )
         right.append({True: mean > half, False: mean < -half, None: mean >= -half}[more])

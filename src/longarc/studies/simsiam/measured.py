@@ -34,11 +34,16 @@ ABLATIONS = (
     Variant("SimCLR", contrastive=True),
 )
 
+LENGTH = 3
+LONGER = {"no stop-gradient, f(x̄)": "no stop-gradient, f(x̄), longer"}
+"""What collapses slowest, and its training of ``LENGTH`` times the steps."""
+
 MEAN_VIEW = (
     Variant("neither", stop_gradient=False, predictor="none"),
     Variant("neither, f(x̄)", stop_gradient=False, predictor="none", target="mean"),
     Variant("no stop-gradient, f(x̄)", stop_gradient=False, target="mean"),
     Variant("no predictor, f(x̄)", predictor="none", target="mean"),
+    Variant("no stop-gradient, f(x̄), longer", stop_gradient=False, target="mean", length=LENGTH),
     Variant("SimSiam, f(x̄)", target="mean"),
     Variant("neither, squared", stop_gradient=False, predictor="none", squared=True),
     Variant(
@@ -151,6 +156,7 @@ def _runs(
     for variant, seeds in planned:
         outcomes[variant.name] = []
         for seed in range(size.first_seed, size.first_seed + seeds):
-            outcomes[variant.name].append(train(variant, material, seed, steps, size.every))
+            steps_each, every = variant.length * steps, variant.length * size.every
+            outcomes[variant.name].append(train(variant, material, seed, steps_each, every))
             advance()
     return Runs(material, outcomes)

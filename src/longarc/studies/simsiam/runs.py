@@ -34,7 +34,10 @@ numbers; nowhere."""
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed against SimSiam. ``decay`` is that of a moving average as target."""
+    """What is changed against SimSiam.
+
+    ``decay`` is that of a moving average as target, ``length`` a factor on the steps.
+    """
 
     name: str
     stop_gradient: bool = True
@@ -46,6 +49,7 @@ class Variant:
     squared: bool = False
     heads: Heads = "hidden"
     contrastive: bool = False
+    length: int = 1
 
 
 @dataclass

@@ -8,7 +8,7 @@ from longarc.studies.conclusion import Conclusion, conclude, holds, measured
 from longarc.studies.shared.intervals import interval
 from longarc.studies.simsiam.figures import figures
 from longarc.studies.simsiam.findings import findings
-from longarc.studies.simsiam.measured import Measured, Size, measure
+from longarc.studies.simsiam.measured import NORMS, Measured, Size, measure
 from longarc.studies.study import Finding, StudyResult
 from longarc.training.progress import Reporter
 
@@ -21,6 +21,8 @@ PUBLISHED = {
     "no predictor": 0.1,
     "predictor fixed at random": 1.5,
     "predictor’s rate not decayed": 68.1,
+    f"SimSiam, norm {NORMS['none']}": 34.6,
+    f"SimSiam, norm {NORMS['output']}": 68.1,
 }
 """ImageNet, linear classification after 100 epochs, per cent."""
 
@@ -58,6 +60,7 @@ def _conclusion(found: Sequence[Finding]) -> Conclusion:
     gradient = holds(found, "Without the stop-gradient codes")
     predictor = holds(found, "Without a predictor")
     better = holds(found, "SimSiam’s codes are better")
+    mean = holds(found, "With f(x̄) as target codes")
     return conclude(
         "A stop-gradient and a predictor are said to keep codes from collapse, without negatives "
         "or a moving average",
@@ -65,7 +68,9 @@ def _conclusion(found: Sequence[Finding]) -> Conclusion:
         f"codes {'collapse' if gradient else 'do not always collapse'} without the stop-gradient "
         f"and {'do so' if predictor else 'not always'} without a predictor, and SimSiam’s are "
         f"{'' if better else 'not '}better than an untrained network’s "
-        f"({measured(found, 'SimSiam’s codes are better')})",
+        f"({measured(found, 'SimSiam’s codes are better')}); with the mean view as target and "
+        f"neither of the two, an open question, they {'do not' if mean else 'collapse too'} "
+        f"({measured(found, 'With f(x̄) as target codes')})",
         "It depends on the predictor, of which ten times the encoder’s rate against a tenth has "
         f"({measured(found, 'A fast predictor')}) and one fixed at random "
         f"({measured(found, 'A predictor fixed at random')}), and on the heads’ normalisation "
@@ -107,6 +112,7 @@ def _table(measured: Measured) -> list[dict[str, str | float]]:
     for runs in measured.materials:
         for name, outcomes in runs.outcomes.items():
             knn, knn_half = interval([o.knn for o in outcomes])
+            probe, probe_half = interval([o.probe for o in outcomes])
             trained = bool(outcomes[0].steps)
             alarms = [o.alarm.step for o in outcomes if o.alarm is not None]
             rows.append(
@@ -119,7 +125,8 @@ def _table(measured: Measured) -> list[dict[str, str | float]]:
                     "loss": _mean([o.loss[-1] for o in outcomes]) if trained else "",
                     "neighbours": knn,
                     "±": knn_half if len(outcomes) > 2 else "",
-                    "probe": _mean([o.probe for o in outcomes]),
+                    "probe": probe,
+                    "probe ±": probe_half if len(outcomes) > 2 else "",
                     "of mean views": _mean([o.knn_of_means for o in outcomes]),
                     "alarms": f"{len(alarms)} of {len(outcomes)}" if trained else "",
                     "published, %": PUBLISHED.get(name, ""),

@@ -298,6 +298,12 @@ class _Job:
         collapsed = watch.alarm if self.config.stop_on_collapse else None
         with self.reporter.timed("evaluation"), self.reporter.task("evaluating"):
             end = watch.evaluate(self.steps)
+        low = watch.detector.low_since
+        if watch.alarm is None and low is not None:
+            self.reporter.say(
+                f"warning: codes were near collapse from step {low} to the end, {self.steps}, too "
+                "late for an alarm. Look at the report's curves before the encoder is used."
+            )
         if collapsed is None:
             with whole_folder(self.folder.model) as temporary:
                 save_encoder(

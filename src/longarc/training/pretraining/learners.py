@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ class Learner(nn.Module):
 
     pooled: PooledEncoder
     predictor: nn.Module | None = None
+
+    def pretrained(self) -> Iterator[nn.Parameter]:
+        """What takes the encoder's step size; the rest is new and takes the heads'."""
+        return self.pooled.parameters()
 
     def update_target(self, progress: float) -> None:
         """Follow the step that was made; ``progress`` is the part of the training that is done."""
@@ -75,11 +79,15 @@ class MaskedTokenLearner(Learner):
 
     The head is run on the masked tokens alone: over all tokens, its (b, n, vocabulary) scores
     would need more memory than the encoder.
+
+    Args:
+        model: encoder and head.
+        new: names of the head's parameters that no checkpoint had; None for all.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, new: Collection[str] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.new = model, new
         # Within, and so not a second time among the parameters.
         self.held = (PooledEncoder(model.base_model),)
         self.asked: Tensor | None = None
@@ -89,6 +97,12 @@ class MaskedTokenLearner(Learner):
     def pooled(self) -> PooledEncoder:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The encoder under the head."""
         return self.held[0]
+
+    def pretrained(self) -> Iterator[nn.Parameter]:
+        """The encoder, and the head as far as it was loaded."""
+        if self.new is None:
+            return super().pretrained()
+        return (p for name, p in self.model.named_parameters() if name not in self.new)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor
@@ -115,12 +129,11 @@ def build_learner(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) ->
         OptionError: two views that nothing would make different.
     """
     if config.objective == "mlm":
-        scratch = config.model in CELLS
-        learner = MaskedTokenLearner(
-            scratch_masked_lm(config.model, tokenizer, config.model_options)
-            if scratch
-            else load_masked_lm(config.model)
-        )
+        if config.model in CELLS:
+            model = scratch_masked_lm(config.model, tokenizer, config.model_options)
+            learner = MaskedTokenLearner(model)
+        else:
+            learner = MaskedTokenLearner(*load_masked_lm(config.model))
         learner.pooled.pooling = config.pooling
         return learner
     encoder = PooledEncoder(load_encoder(config.model), config.pooling)

@@ -23,11 +23,11 @@ WATCH = "collapse.json"
 
 
 def parameter_groups(learner: Learner, config: PretrainConfig) -> list[dict[str, Any]]:
-    """Groups for an optimizer: encoder, heads and predictor, biases and norms without decay.
+    """Groups for an optimizer: encoder, new heads and predictor, biases and norms without decay.
 
     The encoder's come first: their step size is the one that is logged.
     """
-    encoder = {id(p) for p in learner.pooled.parameters()}
+    encoder = {id(p) for p in learner.pretrained()}
     predictor = {id(p) for p in learner.predictor.parameters()} if learner.predictor else set()
     rates = {
         "encoder": config.rate,
