@@ -172,7 +172,10 @@ def outcome(name, seed, *, spread=0.8, knn=0.7, alarm=None, loss=-0.8, ratio=2.0
     """A run whose spread and rank go from the start straight to the end."""
     falls = spread < 0.5
     end = CollapseMeasures(
-        spread, 2.0 if falls else 25.0, 0.01 if falls else 0.3, -0.1 if falls else -2.0,
+        spread,
+        2.0 if falls else 25.0,
+        0.01 if falls else 0.3,
+        -0.1 if falls else -2.0,
         0.01 if falls else 0.4,
     )
     return Outcome(

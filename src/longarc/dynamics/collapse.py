@@ -18,7 +18,7 @@ from longarc.errors import DataError
 from longarc.options import check_number
 
 BLOCK = 256
-"""Codes that are compared with all later ones at a time: all pairs' cosines would need N² memory."""
+"""Codes that are compared with all later ones at a time: all pairs at once would need N² memory."""
 
 
 class CollapseMeasures(NamedTuple):
@@ -121,9 +121,7 @@ def uniformity(codes: Tensor, t: float = 2.0) -> float:
     -8.0
     """
     check_number("t", t)
-    sums = [
-        (-t * (2 - 2 * cosines).clamp(min=0)).logsumexp(0) for cosines in _pair_cosines(codes)
-    ]
+    sums = [(-t * (2 - 2 * cosines).clamp(min=0)).logsumexp(0) for cosines in _pair_cosines(codes)]
     return float(torch.stack(sums).logsumexp(0)) - math.log(_pairs(codes))
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Literal
-
 from longarc.studies.shared.intervals import interval
 from longarc.studies.simsiam.measured import (
     COLLAPSING,
@@ -14,9 +10,20 @@ from longarc.studies.simsiam.measured import (
     LONGER,
     NORMS,
     Measured,
-    Runs,
 )
-from longarc.studies.simsiam.runs import Outcome
+from longarc.studies.simsiam.reading import (
+    compared,
+    end_spreads,
+    mean_knn,
+    mean_loss,
+    outcomes_of,
+    pair,
+    quoted,
+    rate_ratio,
+    span,
+    values_of,
+    written_spreads,
+)
 from longarc.studies.simsiam.scalar import START, end, least_speed
 from longarc.studies.study import Finding
 
@@ -55,10 +62,10 @@ def _scalar(measured: Measured) -> list[Finding]:
         found.append(
             Finding(
                 claim,
-                _pair(at),
-                _pair(reached),
+                pair(at),
+                pair(reached),
                 max(abs(a - b) for a, b in zip(at, reached, strict=True)) < 1e-6,
-                f"φ and θ at time {flow.times[-1]:g} from {_pair(START)}, by Runge-Kutta steps, "
+                f"φ and θ at time {flow.times[-1]:g} from {pair(START)}, by Runge-Kutta steps, "
                 "against the end that the invariant gives; to within 1e-6.",
             )
         )
@@ -71,8 +78,8 @@ def _scalar(measured: Measured) -> list[Finding]:
         Finding(
             f"With a predictor more than ((1 − φ₀)/θ₀)² = {least_speed():.0f} times as fast the "
             "encoder lives even without the stop-gradient.",
-            "; ".join(f"{r:g} times: {_pair(end('both', r))}" for r in ends),
-            "; ".join(f"{r:g} times: {_pair(at)}" for r, at in ends.items()),
+            "; ".join(f"{r:g} times: {pair(end('both', r))}" for r in ends),
+            "; ".join(f"{r:g} times: {pair(at)}" for r, at in ends.items()),
             right and ends[10.0][1] < 1e-6 < ends[25.0][1],
             "longarc’s, from the invariant θ² − (1 − φ)²/r; φ and θ at the end, to within 1e-6.",
         )
@@ -88,7 +95,7 @@ def _ablations(measured: Measured) -> list[Finding]:
     found = []
     for name, claim, published in claims:
         spreads = {
-            runs.material.name: (_ends(runs, "SimSiam"), _ends(runs, name))
+            runs.material.name: (end_spreads(runs, "SimSiam"), end_spreads(runs, name))
             for runs in measured.materials
         }
         found.append(
@@ -96,7 +103,7 @@ def _ablations(measured: Measured) -> list[Finding]:
                 claim,
                 published,
                 "; ".join(
-                    f"{data}: spread {_span(gone)} against {_span(kept)}"
+                    f"{data}: spread {span(gone)} against {span(kept)}"
                     for data, (kept, gone) in spreads.items()
                 ),
                 all(min(k) > APART and max(g) < COLLAPSED for k, g in spreads.values()),
@@ -115,33 +122,35 @@ def _accuracies(measured: Measured) -> list[Finding]:
     )
     averages = [name for name in HEALTHY if name.startswith("moving average")]
     best = {
-        runs.material.name: max(averages, key=lambda name: _knn(runs, name))
+        runs.material.name: max(averages, key=lambda name: mean_knn(runs, name))
         for runs in measured.materials
     }
     return [
         Finding(
             "SimSiam’s codes are better than those of the untrained network.",
             "better",
-            *_compared(measured, "SimSiam", "untrained", more=True),
+            *compared(measured, "SimSiam", "untrained", more=True),
             f"{how}the interval is above zero on both.",
         ),
         Finding(
             "They are better than what the encoder is given.",
             "better",
-            *_compared(measured, "SimSiam", "inputs", more=True),
+            *compared(measured, "SimSiam", "inputs", more=True),
             "Against pixels and MiniLM’s vectors as they are, which the encoder reads. "
             f"{how}the interval is above zero on both. SimCLR has "
-            + "; ".join(f"{r.material.name} {_knn(r, 'SimCLR'):.1%}" for r in measured.materials)
+            + "; ".join(
+                f"{r.material.name} {mean_knn(r, 'SimCLR'):.1%}" for r in measured.materials
+            )
             + ".",
         ),
         Finding(
             "A linear probe, too, tells collapsed codes from SimSiam’s.",
             "0.1 % against 67.7 %",
-            *_compared(measured, "no stop-gradient", "SimSiam", more=False, by="probe"),
+            *compared(measured, "no stop-gradient", "SimSiam", more=False, by="probe"),
             "Accuracy of a linear classifier of the codes, which scales them as it likes: without "
             "the stop-gradient against SimSiam. Without a predictor it has "
             + "; ".join(
-                f"{r.material.name} {interval(_all(r, 'no predictor', 'probe'))[0]:.1%}"
+                f"{r.material.name} {interval(values_of(r, 'no predictor', 'probe'))[0]:.1%}"
                 for r in measured.materials
             )
             + f". The difference with its 95 % interval over {measured.size.seeds} starts, paired. "
@@ -150,13 +159,13 @@ def _accuracies(measured: Measured) -> list[Finding]:
         Finding(
             "A predictor fixed at random does not make up for one that learns.",
             "1.5 % against 67.7 %",
-            *_compared(measured, "predictor fixed at random", "SimSiam", more=False),
+            *compared(measured, "predictor fixed at random", "SimSiam", more=False),
             f"{how}the interval is below zero on both. Its spread at the end: "
-            + _spreads(measured, "predictor fixed at random")
+            + written_spreads(measured, "predictor fixed at random")
             + ": that is no collapse; its loss is: "
             + "; ".join(
-                f"{r.material.name} {_mean_loss(r, 'predictor fixed at random'):.2f} against "
-                f"{_mean_loss(r, 'SimSiam'):.2f}"
+                f"{r.material.name} {mean_loss(r, 'predictor fixed at random'):.2f} against "
+                f"{mean_loss(r, 'SimSiam'):.2f}"
                 for r in measured.materials
             )
             + ".",
@@ -164,21 +173,23 @@ def _accuracies(measured: Measured) -> list[Finding]:
         Finding(
             "Without decay of the predictor’s learning rate codes are no worse.",
             "68.1 % against 67.7 %",
-            *_compared(measured, "predictor’s rate not decayed", "SimSiam", more=None),
+            *compared(measured, "predictor’s rate not decayed", "SimSiam", more=None),
             f"{how}the interval is not below zero on either.",
         ),
         Finding(
             "A fast predictor is better than a slow one.",
             "better",
-            *_compared(measured, "predictor’s rate × 10", "predictor’s rate × 0.1", more=True),
+            *compared(measured, "predictor’s rate × 10", "predictor’s rate × 0.1", more=True),
             "Predictor’s learning rate 10 times the encoder’s against a tenth of it; in between: "
-            + "; ".join(f"{r.material.name} {_knn(r, 'SimSiam'):.1%}" for r in measured.materials)
+            + "; ".join(
+                f"{r.material.name} {mean_knn(r, 'SimSiam'):.1%}" for r in measured.materials
+            )
             + f". {how}the interval is above zero on both.",
         ),
         Finding(
             "No moving average as target is needed.",
             "no worse without",
-            *_compared(measured, "SimSiam", best, more=None),
+            *compared(measured, "SimSiam", best, more=None),
             f"SimSiam against the best of {', '.join(n.split()[-1] for n in averages)} on each "
             f"data set ({', '.join(f'{d}: {n.split()[-1]}' for d, n in best.items())}). {how}"
             "the interval is not below zero on either.",
@@ -190,25 +201,25 @@ def _told_apart(measured: Measured) -> Finding:
     said, apart = [], []
     for name in ("relative_std", "effective_rank", "uniformity", "cosine_spread", "alignment"):
         values = [
-            [getattr(o.measured[-1], name) for o in _of(measured, names)]
+            [getattr(o.measured[-1], name) for o in outcomes_of(measured, names)]
             for names in (COLLAPSING, HEALTHY)
         ]
         low, high = sorted(values, key=max)
         apart.append(max(low) < min(high))
-        said.append(f"{name.replace('_', ' ')} {_span(values[0])} against {_span(values[1])}")
+        said.append(f"{name.replace('_', ' ')} {span(values[0])} against {span(values[1])}")
     return Finding(
         "Every measure tells collapsed runs from healthy ones.",
         "no overlap",
         "; ".join(said),
         all(apart),
-        f"Of the last batch’s projections: ranges over {len(_of(measured, COLLAPSING))} runs "
-        f"{_list(COLLAPSING)} and {len(_of(measured, HEALTHY))} others that should be healthy, "
-        "both data sets together.",
+        f"Of the last batch’s projections: ranges over {len(outcomes_of(measured, COLLAPSING))} "
+        f"runs {quoted(COLLAPSING)} and {len(outcomes_of(measured, HEALTHY))} others that should "
+        "be healthy, both data sets together.",
     )
 
 
 def _alarms(measured: Measured) -> Finding:
-    gone, healthy = _of(measured, COLLAPSING), _of(measured, HEALTHY)
+    gone, healthy = outcomes_of(measured, COLLAPSING), outcomes_of(measured, HEALTHY)
     alarms = [o.alarm for o in gone if o.alarm is not None]
     false = sum(o.alarm is not None for o in healthy)
     late = [o.alarm.step - o.onset for o in gone if o.alarm is not None and o.onset is not None]
@@ -219,7 +230,7 @@ def _alarms(measured: Measured) -> Finding:
         f"The detector gives the alarm within {LATE} steps of the onset in every run that "
         "collapses, and in no other.",
         "all, and none",
-        f"{len(alarms)} of {len(gone)}, {_span(late)} steps after the onset; {false} of "
+        f"{len(alarms)} of {len(gone)}, {span(late)} steps after the onset; {false} of "
         f"{len(healthy)}",
         len(alarms) == len(gone) and not false and bool(late) and max(late) <= LATE,
         f"longarc’s detector, told of the projections every {measured.size.every} steps. Onset is "
@@ -232,20 +243,22 @@ def _alarms(measured: Measured) -> Finding:
 def _fast_and_slow(measured: Measured) -> Finding:
     names = ("predictor’s rate × 0.1", "SimSiam", "predictor’s rate × 10")
     ratios = {
-        name: {r.material.name: [_ratio(o) for o in r.outcomes[name]] for r in measured.materials}
+        name: {
+            r.material.name: [rate_ratio(o) for o in r.outcomes[name]] for r in measured.materials
+        }
         for name in names
     }
     plain = ratios["SimSiam"]
     return Finding(
         "The predictor is fast, the encoder slow.",
         "above 1",
-        "; ".join(f"{data}: {_span(values)}" for data, values in plain.items()),
+        "; ".join(f"{data}: {span(values)}" for data, values in plain.items()),
         min(min(values) for values in plain.values()) > 1,
         "How far a step moves the predictor’s weights, relative to their norm, over the same of "
         "encoder and projector: geometric mean over the steps of the first half, range over "
         "starts. Holds if above 1 in every run. With the predictor’s learning rate × 0.1 "
         + ", × 10 ".join(
-            " and ".join(f"{_span(values)}" for values in ratios[name].values())
+            " and ".join(f"{span(values)}" for values in ratios[name].values())
             for name in (names[0], names[2])
         )
         + ".",
@@ -272,13 +285,13 @@ def _mean_view(measured: Measured) -> list[Finding]:
         ),
     )
     for name, other, claim in claims:
-        spreads = [_ends(runs, name) for runs in measured.materials]
+        spreads = [end_spreads(runs, name) for runs in measured.materials]
         found.append(
             Finding(
                 claim,
                 "an open question",
-                f"spread {_spreads(measured, name)}; with the other view as target "
-                f"{_spreads(measured, other)}",
+                f"spread {written_spreads(measured, name)}; with the other view as target "
+                f"{written_spreads(measured, other)}",
                 all(min(values) > APART for values in spreads),
                 f"Mean over {measured.size.seeds} starts at the end, ± its 95 % interval. Holds if "
                 f"it is above {APART:g} in every run. Largest of any run: "
@@ -287,7 +300,7 @@ def _mean_view(measured: Measured) -> list[Finding]:
             )
         )
     scales = {
-        name: [_all(runs, name, "end_scale") for runs in measured.materials]
+        name: [values_of(runs, name, "end_scale") for runs in measured.materials]
         for name in ("neither, squared", "neither, f(x̄), squared")
     }
     found.append(
@@ -312,11 +325,11 @@ def _mean_view(measured: Measured) -> list[Finding]:
             "For a linear encoder f(x̄) leads the same way at half the speed: its gradient is half "
             "of that with the other view as target.",
             "cosine 1, ratio 2",
-            f"cosine {_span([c for c, _ in linear])}, ratio {_span([r for _, r in linear])}",
+            f"cosine {span([c for c, _ in linear])}, ratio {span([r for _, r in linear])}",
             exact < 1e-4,
             "longarc’s: E‖W(T₁x − T₂x)‖² = 2 E‖W(Tx − x̄)‖². Exact means over all passages of the "
             "documents, to within 1e-4. For the network of two layers at its start: cosine "
-            f"{_span([c for c, _ in network])}, ratio {_span([r for _, r in network])}.",
+            f"{span([c for c, _ in network])}, ratio {span([r for _, r in network])}.",
         )
     )
     gains = {
@@ -347,22 +360,22 @@ def _longer(measured: Measured, name: str) -> str:
     """What becomes of it in a longer training, if that was tried."""
     if name not in LONGER:
         return ""
-    spreads = [_ends(runs, LONGER[name]) for runs in measured.materials]
-    return f" In {LENGTH} times the steps it ends at {_span([v for s in spreads for v in s])}."
+    spreads = [end_spreads(runs, LONGER[name]) for runs in measured.materials]
+    return f" In {LENGTH} times the steps it ends at {span([v for s in spreads for v in s])}."
 
 
 def _heads(measured: Measured) -> Finding:
     said, kept = [], []
     for norm in NORMS.values():
-        values = [_ends(runs, f"SimSiam, norm {norm}") for runs in measured.materials]
+        values = [end_spreads(runs, f"SimSiam, norm {norm}") for runs in measured.materials]
         ratios = [
             [o.end_spread / o.spread[0] for o in runs.outcomes[f"SimSiam, norm {norm}"]]
             for runs in measured.materials
         ]
         kept.append(min(min(each) for each in ratios) > COLLAPSED)
         said.append(
-            f"{norm}: {_span([v for each in values for v in each])}, "
-            f"{_span([v for each in ratios for v in each])} of the start"
+            f"{norm}: {span([v for each in values for v in each])}, "
+            f"{span([v for each in ratios for v in each])} of the start"
         )
     blind = [
         o
@@ -378,83 +391,7 @@ def _heads(measured: Measured) -> Finding:
         f"SimSiam at the end, range over {measured.size.few_seeds} starts and both data sets. "
         f"Holds if above {COLLAPSED:g} of the start in every run: without batch normalisation "
         "projections start alike. With batch normalisation after the last layer, runs without "
-        f"stop-gradient or predictor end at a spread of {_span([o.end_spread for o in blind])} but "
-        f"a rank of {_span([o.end_rank for o in blind])}: they collapse where the spread does not "
+        f"stop-gradient or predictor end at a spread of {span([o.end_spread for o in blind])} but "
+        f"a rank of {span([o.end_rank for o in blind])}: they collapse where the spread does not "
         "show it.",
     )
-
-
-def _compared(
-    measured: Measured,
-    name: str,
-    other: str | dict[str, str],
-    *,
-    more: bool | None,
-    by: Literal["knn", "probe"] = "knn",
-) -> tuple[str, bool]:
-    """What was measured, and whether it is more, less, or (None) no less, by the interval."""
-    said, right = [], []
-    for runs in measured.materials:
-        rival = other if isinstance(other, str) else other[runs.material.name]
-        ours, theirs = _all(runs, name, by), _all(runs, rival, by)
-        if len(theirs) == 1:  # the inputs are the same from every start
-            theirs = theirs * len(ours)
-        mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
-        said.append(
-            f"{runs.material.name}: {interval(ours)[0]:.1%} against {interval(theirs)[0]:.1%}, "
-            f"{mean:+.1%} ± {half:.1%}"
-        )
-        right.append({True: mean > half, False: mean < -half, None: mean >= -half}[more])
-    return "; ".join(said), all(right)
-
-
-def _ratio(outcome: Outcome) -> float:
-    """Geometric mean of predictor's over encoder's rate, over the first half of the steps."""
-    half = outcome.rates[: max(1, len(outcome.rates) // 2)]
-    logs = [math.log(phi / theta) for phi, theta in half if phi > 0 and theta > 0]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
-
-
-def _of(measured: Measured, names: Sequence[str]) -> list[Outcome]:
-    return [o for runs in measured.materials for name in names for o in runs.outcomes[name]]
-
-
-def _all(runs: Runs, name: str, value: str) -> list[float]:
-    return [getattr(outcome, value) for outcome in runs.outcomes[name]]
-
-
-def _ends(runs: Runs, name: str) -> list[float]:
-    return _all(runs, name, "end_spread")
-
-
-def _knn(runs: Runs, name: str) -> float:
-    return interval(_all(runs, name, "knn"))[0]
-
-
-def _mean_loss(runs: Runs, name: str) -> float:
-    return interval([o.loss[-1] for o in runs.outcomes[name]])[0]
-
-
-def _spreads(measured: Measured, name: str) -> str:
-    each = [(runs.material.name, *interval(_ends(runs, name))) for runs in measured.materials]
-    return ", ".join(f"{data} {mean:.3f} ± {half:.3f}" for data, mean, half in each)
-
-
-def _span(values: Sequence[float]) -> str:
-    """Least and greatest, or the one value.
-
-    >>> _span([0.12345, 2.0]), _span([3]), _span([])
-    ('0.123 … 2', '3', 'none')
-    """
-    if not values:
-        return "none"
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
-    return low if low == high else f"{low} … {high}"
-
-
-def _pair(values: tuple[float, float]) -> str:
-    return f"({values[0]:.4f}, {values[1]:.4f})"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(f"“{name}”" for name in names)
