@@ -237,8 +237,9 @@ def _facts(run: SavedPretraining) -> list[tuple[str, str]]:
 def _views(config: dict[str, Any]) -> str:
     """How two views of a document differ.
 
-    >>> _views({"objective": "simcse", "views": "crops", "crop_min": 0.1, "crop_max": 0.5})
-    'passages of 10 % to 50 % of a document'
+    >>> crops = {"views": "crops", "crop_min": 0.1, "crop_max": 0.5, "max_length": 64}
+    >>> _views({"objective": "simcse", **crops})
+    'passages of 10 % to 50 % of a document, at most 64 tokens'
     """
     if config.get("objective") == "mlm":
         return ""
@@ -247,7 +248,7 @@ def _views(config: dict[str, Any]) -> str:
         apart = "" if config.get("overlap", True) else ", apart"
         parts.append(
             f"passages of {percent(config.get('crop_min'))} to {percent(config.get('crop_max'))} "
-            f"of a document{apart}"
+            f"of a document{apart}, at most {thousands(config.get('max_length'))} tokens"
         )
     for key, what in (("delete", "left out"), ("mask", "masked")):
         if config.get(key):
