@@ -6,12 +6,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from longarc.data.examples import Examples
 from longarc.data.licenses import read_licenses
 from longarc.errors import RunError
 from longarc.report.html import _diagnosis, worst_errors, write_report
+from longarc.report.measures import MULTI_LABEL
+from longarc.report.paired import against_best
 from longarc.report.saved import read_run
 
 PARTS = [
@@ -240,6 +245,68 @@ def test_comparison_shows_figures_and_only_what_differs(two_runs, tmp_path):
     assert "not trained and measured on the same data" not in page.text
     assert page.text.count("TF-IDF + linear SVM") == 1  # one baseline for the same data
     assert "second%20run/report.html" in page.source
+
+
+def predictions_of(run: Path) -> list[dict]:
+    rows = pq.read_table(run / "predictions.parquet").to_pylist()
+    return [row for row in rows if row["split"] == "test"]
+
+
+def test_runs_are_compared_document_by_document(two_runs, tmp_path):
+    page = Page(write_report(two_runs, tmp_path / "comparison.html"))
+    runs = {path.name: predictions_of(path) for path in two_runs}
+    f1 = {
+        path.name: json.loads((path / "metrics.json").read_text())["test"]["model"]["macro_f1"]
+        for path in two_runs
+    }
+    best, other = sorted(f1, key=lambda name: -f1[name]["value"])
+    right = {
+        name: np.mean([row["label"] == row["prediction"] for row in rows])
+        for name, rows in runs.items()
+    }
+    shown = page.text.split("Against the best")[1].split("Measure by measure")[0]
+    assert f"How far each run is from {best}" in shown
+    for gap in (right[other] - right[best], f1[other]["value"] - f1[best]["value"]):
+        assert f"{100 * gap:+.1f}".replace("-", "−") in shown
+    assert "Left out" not in shown
+
+
+def test_only_runs_on_the_same_documents_are_paired(two_runs, tmp_path):
+    """One that read a text otherwise is left out, and alone it leaves nothing to show."""
+    other = Path(shutil.copytree(two_runs[1], tmp_path / "other texts"))
+    table = pq.read_table(other / "predictions.parquet")
+    column = table.schema.get_field_index("text_sha256")
+    hashes = ["0" * 16, *table["text_sha256"].to_pylist()[1:-1], "0" * 16]
+    pq.write_table(
+        table.set_column(column, "text_sha256", pa.array(hashes)), other / "predictions.parquet"
+    )
+    alone = Page(write_report([two_runs[0], other], tmp_path / "a.html"))
+    assert "Against the best" not in alone.text
+    page = Page(write_report([*two_runs, other], tmp_path / "b.html"))
+    assert re.search(r"Left out, as they have no predictions of these documents: \S", page.text)
+
+
+def test_runs_with_several_labels_are_paired(multi_label_run, tmp_path):
+    """Without its predictions of the first label, a run is that much worse, and surely."""
+    worse = Path(shutil.copytree(multi_label_run, tmp_path / "worse"))
+    table = pq.read_table(worse / "predictions.parquet")
+    labels = [names[1:] for names in table["prediction"].to_pylist()]
+    column = table.schema.get_field_index("prediction")
+    changed = pa.array(labels, table.schema.field("prediction").type)
+    pq.write_table(table.set_column(column, "prediction", changed), worse / "predictions.parquet")
+    rewrite(worse / "metrics.json", lambda v: v["test"]["model"]["macro_f1"].update(value=0.0))
+    runs = [read_run(path) for path in (worse, multi_label_run)]
+    found = against_best(runs, ["worse", "whole"], "test", MULTI_LABEL)
+    assert found["best"] == "whole"
+    (row,) = found["rows"]
+    truth, full = (
+        [set(p[key]) for p in predictions_of(multi_label_run)] for key in ("label", "prediction")
+    )
+    less = [set(p["prediction"]) for p in predictions_of(worse)]
+    exact = [np.mean([a == b for a, b in zip(truth, one, strict=True)]) for one in (less, full)]
+    assert row["cells"]["accuracy"].value == pytest.approx(exact[0] - exact[1])
+    assert row["cells"]["micro_f1"].is_certain
+    assert row["cells"]["micro_f1"].points.startswith("−")
 
 
 def test_comparison_warns_loudly_of_different_data(two_runs, tmp_path):

@@ -11,6 +11,7 @@ from longarc.errors import RunError
 from longarc.report import charts
 from longarc.report.measures import best, figure, measures_of, system_name
 from longarc.report.page import link_to
+from longarc.report.paired import against_best
 from longarc.report.saved import SPLITS, SavedRun
 
 # Of the provenance, what makes one run differ from another; when and where it ran does not.
@@ -67,6 +68,7 @@ def comparison_context(runs: Sequence[SavedRun], target: Path) -> dict[str, Any]
             for m in measures
             if (drawn := charts.intervals_of_runs(m, cells[m.key], baselines))
         ],
+        "paired": against_best(runs, names, split, measures),
         "differences": differences(runs),
     }
 

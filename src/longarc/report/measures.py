@@ -87,6 +87,33 @@ class Figure:
         return f"{self.low:.3f}–{self.high:.3f}"
 
     @property
+    def points(self) -> str:
+        """The value of a difference, in hundredths with its sign.
+
+        >>> Figure(-0.0213, None, None).points
+        '−2.1'
+        """
+        return signed(100 * self.value, 1)
+
+    @property
+    def points_interval(self) -> str:
+        """The interval of a difference, in hundredths, or an empty string."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{signed(100 * self.low, 1)} to {signed(100 * self.high, 1)}"
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval of a difference leaves out 0.
+
+        >>> Figure(-0.02, -0.04, -0.001).is_certain, Figure(-0.02, -0.04, 0.0).is_certain
+        (True, False)
+        """
+        if self.low is None or self.high is None:
+            return False
+        return not self.low <= 0 <= self.high
+
+    @property
     def written(self) -> str:
         """The value, and in brackets the interval or a dash."""
         return f"{self.text} ({self.interval or '–'})"
@@ -159,8 +186,13 @@ def verdict(split: dict[str, Any]) -> str | None:
     difference = figure(as_dict(as_dict(split.get("differences")).get(rival_name)), MACRO_F1.key)
     if difference is None or difference.low is None or difference.high is None:
         return f"{opening}."
-    ends = f"{difference.low:+.3f} to {difference.high:+.3f}".replace("-", "−")
+    ends = f"{signed(difference.low, 3)} to {signed(difference.high, 3)}"
     interval = f"the 95 % interval of the difference, {ends},"
-    if difference.low <= 0 <= difference.high:
-        return f"{opening}; {interval} has 0 in it, so this split alone does not settle it."
-    return f"{opening}; {interval} excludes 0."
+    if difference.is_certain:
+        return f"{opening}; {interval} excludes 0."
+    return f"{opening}; {interval} has 0 in it, so this split alone does not settle it."
+
+
+def signed(value: float, decimals: int) -> str:
+    """A number with its sign, a true minus."""
+    return f"{value:+.{decimals}f}".replace("-", "−")

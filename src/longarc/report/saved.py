@@ -247,7 +247,9 @@ def _read_predictions(path: Path) -> list[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    columns = ["split", "row", "excerpt", "label", "prediction", "confidence"]
+    columns = [
+        "split", "row", "text_sha256", "excerpt", "label", "prediction", "confidence"
+    ]  # fmt: skip
     try:
         return pyarrow.parquet.read_table(path, columns=columns).to_pylist()
     except (pyarrow.ArrowException, KeyError, OSError) as error:
