@@ -5,8 +5,9 @@
 MiniLM's first layers are trained on licence texts under each objective, and under SimSiam without
 its stop-gradient, all with the same options and step sizes that are large enough for a collapse to
 come within the run. No run is stopped. How a run ended is told by the codes of the held-out
-documents, without the detector: collapsed if the spread, √d times their standard deviation, is
-below a tenth, healthy if it is above a half. Prints each run, and appends a row of all.
+documents, without the detector: collapsed if their spread (√d times their standard deviation) or
+their effective rank less 1 is below a tenth of what it was at the start, healthy if both are above
+a half of it. Prints each run, and appends a row of all.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "simsiam": {"objective": "simsiam"},
     "simsiam, no stop-gradient": {"objective": "simsiam", "stop_gradient": False},
 }
-COLLAPSED, APART = 0.1, 0.5
-"""As in longarc study simsiam."""
+COLLAPSED, HEALTHY = 0.1, 0.5
+"""What is left of the start."""
 
 
 def main() -> None:
@@ -42,8 +43,8 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help="as JSON")
     chosen = parser.parse_args()
     options = {
-        "max_length": 32, "batch_size": 16, "epochs": 2, "learning_rate": 3e-4,
-        "head_learning_rate": 3e-3, "held_out": 64, "evaluations": 1, **chosen.options,
+        "max_length": 32, "batch_size": 16, "epochs": 2, "learning_rate": 1e-3,
+        "head_learning_rate": 1e-2, "held_out": 64, "evaluations": 1, **chosen.options,
     }  # fmt: skip
     texts = [text[:2000] for text in read_licenses("category", limit=chosen.documents).texts]
     runs = []
@@ -64,8 +65,8 @@ def main() -> None:
                 runs.append(measured(kind, seed, run))
                 print(json.dumps(runs[-1], ensure_ascii=False), flush=True)
     ends = {
-        "collapsed": [run for run in runs if run["spread"] < COLLAPSED],
-        "healthy": [run for run in runs if run["spread"] > APART],
+        "collapsed": [run for run in runs if run["left"] < COLLAPSED],
+        "healthy": [run for run in runs if run["left"] > HEALTHY],
     }
     late = [run["alarm"] - run["onset"] for run in ends["collapsed"] if run["alarm"] is not None]
     append_row(
@@ -91,8 +92,10 @@ def measured(kind: str, seed: int, run: longarc.Pretraining) -> dict[str, Any]:
         apart = [i for i, value in enumerate(series) if value >= 0.5 * max(series)]
         if apart[-1] + 1 < len(series):
             onsets.append(looks[apart[-1] + 1]["step"])
+    left = min(series[-1] / series[0] for series in values.values())
     alarm = run.metrics["collapse"]
     found: dict[str, Any] = {"kind": kind, "seed": seed, "steps": run.metrics["steps"]}
+    found["left"] = round(left, 4)
     found |= {name: round(series[-1], 4) for name, series in values.items()}
     found |= {
         f"{name}, lowest": round(min(s) / max(s), 4) for name, s in values.items()

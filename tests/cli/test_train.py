@@ -48,6 +48,10 @@ def test_the_run_folder_holds_what_its_schema_says(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     for split in ("validation", "test"):
         assert set(metrics[split]["baselines"]) == {"tfidf-svm", "frozen-probe"}
+        for name, baseline in metrics[split]["baselines"].items():
+            gap = metrics[split]["model"]["macro_f1"]["value"] - baseline["macro_f1"]["value"]
+            found = metrics[split]["differences"][name]["macro_f1"]
+            assert found["value"] == pytest.approx(gap, abs=1e-12)
         figure = metrics[split]["model"]["macro_f1"]
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     table = pq.read_table(trained / "predictions.parquet").to_pydict()
@@ -195,6 +199,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     status, _, err = longarc("train", "--out", broken, "--resume")
     assert status == 0, err
     assert same_weights(undisturbed, broken)
+    whole, resumed = (json.loads((r / "metrics.json").read_text()) for r in (undisturbed, broken))
+    for split in ("validation", "test"):
+        assert whole[split] == resumed[split]
     steps = [json.loads(line) for line in (broken / "log.jsonl").read_text().splitlines()]
     train = [r["step"] for r in steps if r["event"] == "train"]
     assert train == sorted(set(train)), "the resumed log repeats or misses steps"

@@ -15,7 +15,7 @@ from longarc.data.examples import Examples
 from longarc.data.licenses import read_licenses
 from longarc.errors import RunError
 from longarc.report.html import _diagnosis, worst_errors, write_report
-from longarc.report.measures import MULTI_LABEL
+from longarc.report.measures import MULTI_LABEL, signed
 from longarc.report.paired import against_best
 from longarc.report.saved import read_run
 
@@ -267,7 +267,7 @@ def test_runs_are_compared_document_by_document(two_runs, tmp_path):
     shown = page.text.split("Against the best")[1].split("Measure by measure")[0]
     assert f"How far each run is from {best}" in shown
     for gap in (right[other] - right[best], f1[other]["value"] - f1[best]["value"]):
-        assert f"{100 * gap:+.1f}".replace("-", "−") in shown
+        assert signed(100 * gap, 1) in shown
     assert "Left out" not in shown
 
 

@@ -17,6 +17,24 @@ def with_difference(found, name, low, high):
     return {**found, "differences": {name: difference}}
 
 
+def test_verdict_says_when_too_few_documents_differ_or_none():
+    found = with_difference(split((0.80, 0.7, 0.9), bow=(0.78, 0.6, 0.85)), "bow", None, None)
+    found["differences"]["bow"]["differing"] = 3
+    assert verdict(found).endswith("differently on 3 documents only, too few to settle it.")
+    found["differences"]["bow"]["differing"] = 0
+    assert verdict(found) == "The model decides as the baseline, bow, does on every document."
+
+
+def test_a_small_difference_that_is_certain_is_no_equality():
+    found = split((0.8001, 0.7, 0.9), bow=(0.8, 0.7, 0.9))
+    said = verdict(with_difference(found, "bow", 0.00004, 0.0003))
+    assert "is hardly above that of the baseline, bow (0.800)" in said
+    assert said.endswith("difference, +0.00004 to +0.0003, excludes 0.")
+    said = verdict(with_difference(found, "bow", 0.0, 0.0003))
+    assert "equals that of the baseline" in said
+    assert "0 to +0.0003, has 0 in it" in said
+
+
 def test_verdict_names_the_best_of_several_baselines():
     found = split((0.80, 0.7, 0.9), weak=(0.1, 0.0, 0.2), strong=(0.75, 0.6, 0.85))
     said = verdict(with_difference(found, "strong", -0.0104, 0.11))

@@ -13,7 +13,7 @@ from longarc.data.labels import LabelSpace
 from longarc.errors import DataError
 from longarc.training import bootstrap
 from longarc.training.bootstrap import figures_from_counts, resampled_figures
-from longarc.training.metrics import evaluate_predictions, paired_differences
+from longarc.training.metrics import COMPARED, evaluate_predictions, paired_differences
 
 COUNTS = (300, 120, 60, 25, 8, 3)
 
@@ -495,9 +495,13 @@ def two_systems(seed=0, documents=300):
     return target, one, other
 
 
+def differences(target, one, other, **options):
+    return paired_differences(target, one, {"other": other}, **options)["other"]
+
+
 def test_paired_differences_against_a_loop_over_the_same_resamples():
     target, one, other = two_systems()
-    found = paired_differences(target, one, other, space=space_of(), resamples=60, seed=3)
+    found = differences(target, one, other, space=space_of(), resamples=60, seed=3)
     drawn = np.random.default_rng(3).integers(300, size=(60, 300))
     gaps = []
     for rows in drawn:
@@ -510,39 +514,79 @@ def test_paired_differences_against_a_loop_over_the_same_resamples():
     low, high = np.percentile(gaps, [2.5, 97.5])
     assert found["macro_f1"]["low"] == pytest.approx(low, abs=1e-12)
     assert found["macro_f1"]["high"] == pytest.approx(high, abs=1e-12)
+    assert found["differing"] == (one != other).sum()
 
 
 def test_paired_differences_are_those_of_the_systems_figures():
-    for target, one, other, space in (
-        (*two_systems(), space_of()),
-        (*several()[:2], several(seed=1)[1], space_of(several=True)),
+    single_label, multi_label = two_systems(), (*several()[:2], several(seed=1)[1])
+    unseen = np.where(np.arange(300) % 9, single_label[0], -1), *single_label[1:]
+    outside = np.arange(300) % 3
+    for (target, one, other), space, more in (
+        (single_label, space_of(), {}),
+        (unseen, space_of(), {}),
+        (multi_label, space_of(several=True), {}),
+        (multi_label, space_of(several=True), {"outside": outside}),
     ):
-        found = paired_differences(target, one, other, space=space, resamples=20)
+        found = differences(target, one, other, space=space, resamples=20, **more)
         ours, theirs = (
-            values(evaluate_predictions(target, each, space=space, resamples=2))
+            values(evaluate_predictions(target, each, space=space, resamples=2, **more))
             for each in (one, other)
         )
-        for name, entry in found.items():
+        for name in COMPARED:
+            entry = found[name]
             assert entry["value"] == pytest.approx(ours[name] - theirs[name], abs=1e-12), name
             assert entry["low"] <= entry["value"] <= entry["high"]
 
 
-def test_paired_differences_change_sign_with_the_order_and_vanish_for_equals():
+def test_paired_differences_change_sign_with_the_order():
     target, one, other = two_systems()
-    found = paired_differences(target, one, other, space=space_of(), resamples=50)
-    back = paired_differences(target, other, one, space=space_of(), resamples=50)
-    for name, entry in found.items():
-        turned = back[name]
+    found = differences(target, one, other, space=space_of(), resamples=50)
+    back = differences(target, other, one, space=space_of(), resamples=50)
+    for name in COMPARED:
+        entry, turned = found[name], back[name]
         assert (-turned["value"], -turned["high"], -turned["low"]) == pytest.approx(
             (entry["value"], entry["low"], entry["high"]), abs=1e-12
         )
-    same = paired_differences(target, one, one, space=space_of(), resamples=50)
-    assert all(tuple(entry.values()) == (0.0, 0.0, 0.0) for entry in same.values())
+
+
+def test_many_systems_at_once_are_as_one_at_a_time():
+    target, one, other = two_systems()
+    third = two_systems(seed=7)[1]
+    both = paired_differences(target, one, {"a": other, "b": third}, space=space_of())
+    assert both == {
+        "a": differences(target, one, other, space=space_of()),
+        "b": differences(target, one, third, space=space_of()),
+    }
+
+
+def test_few_documents_that_differ_make_no_interval():
+    target = np.zeros(1000, int)
+    worse = np.where(np.arange(1000) < 5, 1, 0)
+    found = differences(target, target, worse, space=space_of((9, 9)))
+    assert found["differing"] == 5
+    assert found["accuracy"] == {"value": pytest.approx(0.005), "low": None, "high": None}
+    worse[5] = 1
+    found = differences(target, target, worse, space=space_of((9, 9)))
+    assert 0 < found["accuracy"]["low"] < 0.006 < found["accuracy"]["high"]
+    same = differences(target, target, target, space=space_of((9, 9)))
+    assert (same["differing"], same["macro_f1"]["value"]) == (0, 0.0)
+
+
+def test_equal_systems_are_seldom_told_apart():
+    """Both err on a twentieth of the documents, other ones."""
+    random = np.random.default_rng(0)
+    told = 0
+    for _ in range(200):
+        one, other = (random.random((2, 400)) < 0.05).astype(int)
+        found = differences(np.zeros(400, int), one, other, space=space_of((9, 9)), resamples=200)
+        gap = found["accuracy"]
+        told += gap["low"] is not None and not gap["low"] <= 0 <= gap["high"]
+    assert 0.01 < told / 200 < 0.1
 
 
 def test_systems_that_err_alike_differ_more_surely_than_their_own_intervals_say():
     target, one, other = two_systems(documents=2000)
-    found = paired_differences(target, one, other, space=space_of())["accuracy"]
+    found = differences(target, one, other, space=space_of())["accuracy"]
     ours, theirs = (
         evaluate_predictions(target, each, space=space_of())["accuracy"] for each in (one, other)
     )
@@ -550,18 +594,8 @@ def test_systems_that_err_alike_differ_more_surely_than_their_own_intervals_say(
     assert found["low"] > 0
 
 
-def test_labels_outside_the_space_count_in_paired_differences():
-    target = np.array([[1, 0], [0, 1], [1, 1]])
-    outside = np.array([0, 1, 0])
-    found = paired_differences(
-        target, target, 0 * target, space=space_of((5, 5), several=True), outside=outside
-    )
-    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
-    assert found["micro_f1"]["value"] == pytest.approx(2 * 4 / (5 + 4))
-
-
 def test_paired_differences_refuse_what_does_not_fit():
     with pytest.raises(DataError, match="2 predictions for 3 documents"):
-        paired_differences([0, 1, 1], [0, 1, 1], [0, 1], space=space_of())
+        differences([0, 1, 1], [0, 1, 1], [0, 1], space=space_of())
     with pytest.raises(DataError, match="0 resamples"):
-        paired_differences([0, 1], [0, 1], [0, 1], space=space_of(), resamples=0)
+        differences([0, 1], [0, 1], [0, 1], space=space_of(), resamples=0)

@@ -268,7 +268,7 @@ def test_a_collapse_too_late_for_the_alarm_is_told(model, table, tmp_path, capsy
 def test_codes_that_are_no_numbers_end_the_run(model, table, tmp_path):
     """The loss of the step that spoilt them was one still."""
     options = QUICK | {"learning_rate": 1e38, "head_learning_rate": 1e38, "warmup": 0.0}
-    with pytest.raises(ModelError, match=r"no numbers at step \d+: training diverged.*1e\+38"):
+    with pytest.raises(ModelError, match="no numbers: the training diverged"):
         longarc.pretrain(
             table, out=tmp_path / "run", model=model, objective="simsiam", max_grad_norm=0,
             epochs=2, **options,

@@ -149,9 +149,9 @@ def _pair_cosines(codes: Tensor) -> Iterator[Tensor]:
     rows = _normalised(codes)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK] @ rows[start:].T
-        i, j = torch.triu_indices(*block.shape, offset=1, device=rows.device)
-        if len(i):
-            yield block[i, j]
+        later = torch.ones(block.shape, dtype=torch.bool, device=rows.device).triu(1)
+        if later.any():
+            yield block[later]
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def comparison_context(runs: Sequence[SavedRun], target: Path) -> dict[str, Any]
             if (drawn := charts.intervals_of_runs(m, cells[m.key], baselines))
         ],
         "paired": against_best(runs, names, split, measures),
-        "differences": differences(runs),
+        "options": differing_options(runs),
     }
 
 
@@ -131,7 +131,7 @@ def _rows(
     return rows
 
 
-def differences(runs: Sequence[SavedRun]) -> list[tuple[str, list[str]]]:
+def differing_options(runs: Sequence[SavedRun]) -> list[tuple[str, list[str]]]:
     """Options and origins in which the runs differ: the name, then each run's value."""
     flat = [
         {

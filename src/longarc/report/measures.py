@@ -172,27 +172,43 @@ def verdict(split: dict[str, Any]) -> str | None:
         return None
     rival_name = max(rivals, key=lambda name: rivals[name].value)
     rival = rivals[rival_name]
-    gap = float(model.text) - float(rival.text)
     which = "the best baseline" if len(rivals) > 1 else "the baseline"
     if len(rivals) == 1 and rival_name == "tfidf-svm":
         which = "the linear baseline"
     against = f"that of {which}, {system_name(rival_name)}"
-    side = "above" if gap > 0 else "below"
-    opening = (
-        f"The model’s macro-F1 ({model.text}) is {abs(gap):.3f} {side} {against} ({rival.text})"
-    )
-    if abs(gap) < 0.0005:
+    paired = as_dict(as_dict(split.get("differences")).get(rival_name))
+    if paired.get("differing") == 0:
+        return f"The model decides as {which}, {system_name(rival_name)}, does on every document."
+    difference = figure(paired, MACRO_F1.key)
+    certain = difference is not None and difference.is_certain
+    gap = abs(float(model.text) - float(rival.text))  # as the two are written
+    side = "above" if model.value > rival.value else "below"
+    far = f"{gap:.3f} {side}" if gap >= 0.0005 else f"hardly {side}"
+    opening = f"The model’s macro-F1 ({model.text}) is {far} {against} ({rival.text})"
+    if gap < 0.0005 and not certain:
         opening = f"The model’s macro-F1 equals {against} ({rival.text})"
-    difference = figure(as_dict(as_dict(split.get("differences")).get(rival_name)), MACRO_F1.key)
-    if difference is None or difference.low is None or difference.high is None:
+    if difference is None:
         return f"{opening}."
+    if difference.low is None or difference.high is None:
+        number = paired.get("differing")
+        many = "1 document" if number == 1 else f"{number} documents"
+        return f"{opening}; they decide differently on {many} only, too few to settle it."
     ends = f"{signed(difference.low, 3)} to {signed(difference.high, 3)}"
     interval = f"the 95 % interval of the difference, {ends},"
-    if difference.is_certain:
+    if certain:
         return f"{opening}; {interval} excludes 0."
     return f"{opening}; {interval} has 0 in it, so this split alone does not settle it."
 
 
 def signed(value: float, decimals: int) -> str:
-    """A number with its sign, a true minus."""
+    """A number with its sign, a true minus, and digits enough not to look like 0.
+
+    >>> signed(-0.5714, 3), signed(0.0, 3), signed(0.00031, 3)
+    ('−0.571', '0', '+0.0003')
+    """
+    value = round(value, 9)  # differences of equal figures may leave some 1e-17
+    if value == 0:
+        return "0"
+    while round(value, decimals) == 0:
+        decimals += 1
     return f"{value:+.{decimals}f}".replace("-", "−")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from longarc.report.measures import MACRO_F1, Measure, figure
+from longarc.report.measures import HEAD, MACRO_F1, MID, TAIL, Figure, Measure, figure
 from longarc.report.saved import SavedRun
 
 
@@ -18,9 +18,9 @@ def against_best(
     rows, texts and labels. None if there is no such run, or no macro-F1.
 
     Returns:
-        ``best`` (its name), ``measures`` (those that decisions alone have), ``rows`` (``name`` and
-        ``cells``, a signed figure by measure) and ``left_out`` (names of runs with other
-        documents).
+        ``best`` (its name), ``measures`` (those that decisions alone have, the recalls of head,
+        middle and tail where these are the same classes), ``rows`` (``name`` and ``cells``, a
+        signed figure by measure) and ``left_out`` (names of runs with other documents).
     """
     # scikit-learn takes a second, which a report of one run should not.
     from longarc.training.metrics import COMPARED, paired_differences
@@ -30,27 +30,48 @@ def against_best(
     if not known:
         return None
     top = max(known, key=lambda i: found[i].value)  # pyright: ignore[reportOptionalMemberAccess]
-    best, asked = runs[top], _asked(runs[top], split)
-    rows, left_out = [], []
-    for name, run in zip(names, runs, strict=True):
-        if run is best:
-            continue
-        if not asked or _asked(run, split) != asked:
-            left_out.append(name)
-            continue
-        labels = [label for *_, label in asked]
-        differences = paired_differences(
-            best.space.encode(labels),
-            best.space.encode(_answers(run, split)),
-            best.space.encode(_answers(best, split)),
-            space=best.space,
-            outside=best.space.outside(labels),
-        )
-        rows.append({"name": name, "cells": {k: figure(differences, k) for k in COMPARED}})
-    if not rows:
+    best = runs[top]
+    asked = _asked(best, split)
+    alike = {name: run for name, run in zip(names, runs, strict=True) if run is not best}
+    left_out = [name for name, run in alike.items() if not asked or _asked(run, split) != asked]
+    alike = {name: run for name, run in alike.items() if name not in left_out}
+    if not alike:
         return None
-    shown = [m for m in measures if m.key in COMPARED and any(row["cells"][m.key] for row in rows)]
+    space, labels = best.space, [label for *_, label in asked]
+    differences = paired_differences(
+        space.encode(labels),
+        space.encode(_answers(best, split)),
+        {name: space.encode(_answers(run, split)) for name, run in alike.items()},
+        space=space,
+        outside=space.outside(labels),
+    )
+    shown = [
+        m for m in measures
+        if m.key in COMPARED and any(figure(d, m.key) for d in differences.values())
+        and (m not in (HEAD, MID, TAIL) or _same_groups(best, list(alike.values())))
+    ]  # fmt: skip
+    rows = [
+        {"name": name, "cells": {m.key: _turned(figure(found, m.key)) for m in shown}}
+        for name, found in differences.items()
+    ]
     return {"best": names[top], "measures": shown, "rows": rows, "left_out": left_out}
+
+
+def _turned(found: Figure | None) -> Figure | None:
+    """How far the other one is from the best, where ``found`` is how far the best is from it."""
+    if found is None:
+        return None
+    low = None if found.high is None else -found.high
+    high = None if found.low is None else -found.low
+    return Figure(-found.value, low, high)
+
+
+def _same_groups(best: SavedRun, others: Sequence[SavedRun]) -> bool:
+    """Whether head, middle and tail are the same classes, as after the same training documents."""
+    groups = dict(zip(best.space.names, best.space.groups, strict=True))
+    return all(
+        dict(zip(run.space.names, run.space.groups, strict=True)) == groups for run in others
+    )
 
 
 def _asked(run: SavedRun, split: str) -> list[tuple[Any, Any, Any]]:

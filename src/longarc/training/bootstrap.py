@@ -51,18 +51,8 @@ def resampled_figures(
         scores: (N, C) that rank the documents of each label; None leaves out
             ``mean_average_precision``.
     """
-    several = target.ndim == 2
     documents = len(target)
-    correct = (target == prediction).all(axis=1) if several else target == prediction
-    labels = target.sum(axis=1) if several else np.ones(documents)
-    if several and outside is not None:
-        correct &= outside == 0
-        labels = labels + outside
-    correct, labels = correct.astype(np.float32), labels.astype(np.float32)
-    hit = target & prediction if several else np.where(target == prediction, target, -1)
-    counted = [hit, target, prediction]
-    if several:
-        counted = [each.astype(np.float32) for each in counted]
+    counted = _Decisions(target, prediction, groups, outside)
     rankings = [] if scores is None else _rankings(target, scores)
     work = sum(len(order) for order, *_ in rankings)
     ranked = min(resamples, max(FEWEST, RANKING_WORK // max(work, 1)))
@@ -71,12 +61,7 @@ def resampled_figures(
     done = 0
     for drawn in _draws(documents, resamples, seed):
         weights = _tally(drawn, documents).astype(np.float32)
-        tallies = [
-            weights @ each if several else _tally(each[drawn] + 1, len(groups) + 1)[:, 1:]
-            for each in counted
-        ]
-        part = figures_from_counts(*tallies, groups=groups, total=weights @ labels)
-        part["accuracy"] = (weights @ correct).astype(np.float64) / documents
+        part = counted.figures(drawn, weights)
         if gaps is not None:
             part["calibration_error"] = np.abs(weights @ gaps).sum(axis=1) / documents
         if scores is not None and done < ranked:
@@ -87,6 +72,76 @@ def resampled_figures(
     return {
         name: np.concatenate([part[name] for part in parts if name in part]) for name in parts[0]
     }
+
+
+def paired_figures(
+    target: np.ndarray,
+    predictions: Sequence[np.ndarray],
+    *,
+    groups: Sequence[str],
+    outside: np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """The figures of several systems, observed and (R,) on resamples, the same ones for all.
+
+    Arguments and figures are those of ``resampled_figures``, without what needs probabilities.
+    """
+    documents = len(target)
+    systems = [_Decisions(target, prediction, groups, outside) for prediction in predictions]
+    every = np.arange(documents)[None]
+    once = np.ones((1, documents), np.float32)
+    observed = [
+        {name: float(value[0]) for name, value in system.figures(every, once).items()}
+        for system in systems
+    ]
+    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in systems]
+    for drawn in _draws(documents, resamples, seed):
+        weights = _tally(drawn, documents).astype(np.float32)
+        for part, system in zip(parts, systems, strict=True):
+            part.append(system.figures(drawn, weights))
+    resampled = [
+        {name: np.concatenate([each[name] for each in part]) for name in part[0]} for part in parts
+    ]
+    return list(zip(observed, resampled, strict=True))
+
+
+class _Decisions:
+    """What one system decided, as counts that any selection of the documents can be summed of."""
+
+    def __init__(
+        self,
+        target: np.ndarray,
+        prediction: np.ndarray,
+        groups: Sequence[str],
+        outside: np.ndarray | None,
+    ):
+        self.several, self.groups = target.ndim == 2, groups
+        correct = (target == prediction).all(axis=1) if self.several else target == prediction
+        labels = target.sum(axis=1) if self.several else np.ones(len(target))
+        if self.several and outside is not None:
+            correct &= outside == 0
+            labels = labels + outside
+        self.correct, self.labels = correct.astype(np.float32), labels.astype(np.float32)
+        hit = target & prediction if self.several else np.where(target == prediction, target, -1)
+        self.counted = [hit, target, prediction]
+        if self.several:
+            self.counted = [each.astype(np.float32) for each in self.counted]
+
+    def figures(self, drawn: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Figures (r,) of indices (r, N), whose tallies are the weights (r, N)."""
+        kinds = len(self.groups) + 1
+        tallies = [
+            # Counts are exact in float32, their ratios would not be.
+            (weights @ each).astype(np.float64)
+            if self.several
+            else _tally(each[drawn] + 1, kinds)[:, 1:]
+            for each in self.counted
+        ]
+        total = (weights @ self.labels).astype(np.float64)
+        found = figures_from_counts(*tallies, groups=self.groups, total=total)
+        found["accuracy"] = (weights @ self.correct).astype(np.float64) / drawn.shape[1]
+        return found
 
 
 def with_interval(value: float | None, drawn: np.ndarray | None) -> dict[str, float | None]:

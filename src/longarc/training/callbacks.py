@@ -103,15 +103,10 @@ class FiniteLoss(TrainerCallback):
         """Look at each logged training loss."""
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
-            raise diverged(f"the loss is {loss}", args, state)
-
-
-def diverged(what: str, args: TrainingArguments, state: TrainerState) -> ModelError:
-    """The error of a training whose numbers are none."""
-    return ModelError(
-        f"{what} at step {state.global_step}: training diverged. Try a smaller --learning-rate (it "
-        f"is {args.learning_rate:g}), or --precision fp32."
-    )
+            raise ModelError(
+                f"the loss is {loss} at step {state.global_step}: training diverged. Try a smaller "
+                f"--learning-rate (it is {args.learning_rate:g}), or --precision fp32."
+            )
 
 
 class Bar(TrainerCallback):

@@ -37,33 +37,38 @@ class MeasuredBaselines:
         names = [name for name, splits in self._figures.items() if split in splits]
         return {
             "baselines": {name: self._figures[name][split] for name in names},
-            "differences": {
-                name: paired_differences(
-                    space.encode(labels),
-                    decided,
-                    self._decisions[name, split],
-                    space=space,
-                    outside=space.outside(labels),
-                )
-                for name in names
-            },
+            "differences": paired_differences(
+                space.encode(labels),
+                decided,
+                {n: self._decisions[n, split] for n in names if (n, split) in self._decisions},
+                space=space,
+                outside=space.outside(labels),
+            ),
         }
 
     def save(self, folder: Path) -> None:
         """Write both; the figures last, as they say that all is there."""
-        arrays = {f"{name}/{split}": found for (name, split), found in self._decisions.items()}
+        arrays = {
+            # safetensors writes memory as it lies.
+            f"{name}/{split}": np.ascontiguousarray(found)
+            for (name, split), found in self._decisions.items()
+        }
         with whole_file(folder / _DECISIONS) as temporary:
             save_file(arrays, temporary)
         write_json(folder / _FIGURES, self._figures)
 
     @classmethod
     def load(cls, folder: Path) -> MeasuredBaselines | None:
-        """What a folder has, None if it lacks a file."""
-        if not ((folder / _FIGURES).is_file() and (folder / _DECISIONS).is_file()):
+        """What a folder has; None if it has nothing.
+
+        A checkpoint of a version that kept no decisions has figures, and gives no differences.
+        """
+        if not (folder / _FIGURES).is_file():
             return None
         kept = cls()
         kept._figures = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
-        for key, found in load_file(folder / _DECISIONS).items():
-            name, _, split = key.rpartition("/")
-            kept._decisions[name, split] = found
+        if (folder / _DECISIONS).is_file():
+            for key, found in load_file(folder / _DECISIONS).items():
+                name, _, split = key.rpartition("/")
+                kept._decisions[name, split] = found
         return kept

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 
 from longarc.data.labels import LabelSpace
 from longarc.errors import DataError
-from longarc.training.bootstrap import resampled_figures, with_interval
+from longarc.training.bootstrap import paired_figures, resampled_figures, with_interval
 
 BINS = 15
 """Bins of the calibration error: the number of Guo et al., 2017, arXiv 1706.04599."""
@@ -31,6 +31,9 @@ FIGURES = (
 
 COMPARED = tuple(name for name in FIGURES if name != "calibration_error")
 """What two systems are compared by: the figures that decisions alone have."""
+
+FEWEST_DIFFERING = 6
+"""Of five documents all speak for one of two equal systems with a probability of 1 in 16."""
 
 _UNDEFINED: Any = np.nan  # scikit-learn's annotation knows only the string form
 _ZERO: Any = 0
@@ -119,59 +122,68 @@ def evaluate_predictions(
 def paired_differences(
     target: ArrayLike,
     prediction: ArrayLike,
-    other: ArrayLike,
+    others: Mapping[str, ArrayLike],
     *,
     space: LabelSpace,
     outside: ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, float | None]]:
-    """How far each figure of ``prediction`` is above that of ``other``, on the same documents.
+) -> dict[str, dict[str, Any]]:
+    """How far each figure of a system is above those of others, on the same documents.
 
-    Each resample of the bootstrap draws the same documents for both systems, so that what is hard
-    or easy about a document counts for neither. The interval is therefore narrower than the two
-    systems' own suggest: theirs may overlap where the difference is certain. It covers the choice
-    of documents, not of the training run. Figures and arguments are those of
-    ``evaluate_predictions``; calibration and average precision, which need probabilities, are left
-    out.
+    Each resample of the bootstrap draws the same documents for all systems, so that what is hard
+    or easy about a document counts for none. The interval is therefore narrower than the systems'
+    own suggest: theirs may overlap where the difference is certain. It covers the choice of
+    documents, not of the training run. Where two systems decide differently on fewer than
+    ``FEWEST_DIFFERING`` documents there is no interval: by chance all of so few speak for one.
+    Figures and arguments are those of ``evaluate_predictions``; calibration and average precision,
+    which need probabilities, are left out.
 
     Shapes: N documents, C classes.
 
     Args:
         target: (N,) class codes, or (N, C) of 0 and 1.
-        prediction: the same of one system.
-        other: the same of the other.
+        prediction: the same of the system that is compared.
+        others: the same of each other one, by name.
         space: the label space.
         outside: (N,) labels of each document that are not in ``space``, multi-label only.
         resamples: as many as the systems' own intervals have.
         seed: of the bootstrap.
 
+    Returns:
+        For each of ``others`` the figures of ``COMPARED`` with ``value``, ``low`` and ``high``, and
+        ``differing``: on how many documents the two decide differently.
+
     Raises:
         DataError: shapes or values do not fit the label space, or there is no document.
 
     >>> space = LabelSpace(("ham", "spam"), (120, 7), multi_label=False)
-    >>> found = paired_differences([0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 0, 1], space=space)
-    >>> found["accuracy"]
-    {'value': 0.25, 'low': 0.0, 'high': 0.75}
+    >>> truth, model = [0, 0, 1, 1] * 8, [0, 0, 0, 1] * 8
+    >>> found = paired_differences(truth, model, {"svm": [0, 1, 0, 1] * 8}, space=space)
+    >>> found["svm"]["accuracy"], found["svm"]["differing"]
+    ({'value': 0.25, 'low': 0.125, 'high': 0.40625}, 8)
     """
     truth, ours = _pair(target, prediction, space, resamples)
-    _, theirs = _pair(target, other, space, resamples)
-    missed = _outside(outside, len(truth)) if space.multi_label else None
-    values, drawn = [], []
-    for answer in (ours, theirs):
-        per_class = _per_class(truth, answer, None, space)
-        values.append(_values(*_with_misses(truth, answer, missed), per_class))
-        # The same seed draws the same documents.
-        drawn.append(
-            resampled_figures(
-                truth, answer, groups=space.groups, outside=missed, resamples=resamples, seed=seed
-            )
-        )
-    found = {}
-    for name in COMPARED:
-        ends = [value[name] for value in values]
-        gap = None if None in ends else ends[0] - ends[1]
-        found[name] = with_interval(gap, drawn[0][name] - drawn[1][name])
+    theirs = [_pair(target, other, space, resamples)[1] for other in others.values()]
+    systems = paired_figures(
+        truth,
+        [ours, *theirs],
+        groups=space.groups,
+        outside=_outside(outside, len(truth)) if space.multi_label else None,
+        resamples=resamples,
+        seed=seed,
+    )
+    (mine, drawn), rivals = systems[0], systems[1:]
+    found: dict[str, dict[str, Any]] = {}
+    for name, other, (value, resampled) in zip(others, theirs, rivals, strict=True):
+        apart = ours != other
+        differing = int(apart.any(axis=1).sum() if apart.ndim == 2 else apart.sum())
+        found[name] = {"differing": differing}
+        for figure in COMPARED:
+            gap = _number(mine[figure] - value[figure])
+            enough = differing >= FEWEST_DIFFERING
+            less = drawn[figure] - resampled[figure] if enough else None
+            found[name][figure] = with_interval(gap, less)
     return found
 
 

@@ -104,7 +104,7 @@ class PretrainConfig:
         True, "simsiam's target is a constant; without it the codes collapse"
     )
     head_norm: Literal["batch", "layer"] = option(
-        "batch", "normalisation in the heads of simsiam and byol; with layer they tend to collapse"
+        "batch", "normalisation in the heads of simsiam and byol; with layer codes may collapse"
     )
     predictor_factor: float = option(1.0, "step size of the predictor, times --head-learning-rate")
     fixed_predictor_rate: bool = option(

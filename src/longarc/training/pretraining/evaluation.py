@@ -12,6 +12,7 @@ from torch.nn import functional
 from longarc.data.augment import TextViews, special_ids
 from longarc.data.token_file import TokenFile
 from longarc.dynamics.collapse import collapse_measures
+from longarc.errors import ModelError
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
 from longarc.training.batches import PaddedBatches
 from longarc.training.bootstrap import resampled_figures, with_interval
@@ -94,10 +95,19 @@ class HeldOut:
         return found
 
     def codes(self, documents: list[list[int]]) -> Tensor:
-        """Codes (N, d) float32, without dropout, in the order given."""
-        return codes_of(
+        """Codes (N, d) float32, without dropout, in the order given.
+
+        Raises ModelError where they are no numbers; the loss may still have been one.
+        """
+        found = codes_of(
             self.encoder, documents, self.collate, batch_size=self.batch_size, bf16=self.bf16
         )
+        if not found.isfinite().all():
+            raise ModelError(
+                "the codes of held-out documents are no numbers: the training diverged, or the "
+                "model had broken weights. Try a smaller --learning-rate, or --precision fp32."
+            )
+        return found
 
     def _read(self, indices: np.ndarray) -> list[list[int]]:
         return [self.whole(self.file[int(i)], index=int(i))[0] for i in indices]

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from longarc.dynamics.collapse import collapse_measures
 from longarc.dynamics.collapse_detector import CollapseAlarm, CollapseDetector
-from longarc.training.callbacks import RunLog, diverged
+from longarc.training.callbacks import RunLog
 from longarc.training.pretraining.evaluation import HeldOut
 from longarc.training.pretraining.learners import Learner
 
@@ -69,20 +69,17 @@ class Watch(TrainerCallback):
     ) -> None:
         """Measure the start; a resumed run has done so."""
         if state.global_step == 0:
-            self._look(args, state)
+            self._look(0)
             self.evaluate(0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Look, and evaluate, where it is time.
-
-        Raises ModelError where the codes are no numbers, before the loss may have been logged.
-        """
+        """Look, and evaluate, where it is time."""
         step, total = state.global_step, state.max_steps
         warned = self.alarm is not None
         if step % max(1, total // LOOKS) == 0 or step == total:
-            self._look(args, state)
+            self._look(step)
         if self.alarm is not None and self.detect:
             if self.stop:
                 control.should_training_stop = True
@@ -102,16 +99,13 @@ class Watch(TrainerCallback):
         """What a resumed run goes on from."""
         return self.detector.state_dict()
 
-    def _look(self, args: TrainingArguments, state: TrainerState) -> None:
-        codes = self.held_out.monitored_codes()
-        if not codes.isfinite().all():
-            raise diverged("the codes of held-out documents are no numbers", args, state)
-        measures = collapse_measures(codes)
+    def _look(self, step: int) -> None:
+        measures = collapse_measures(self.held_out.monitored_codes())
         before = self.alarm
         if self.detect:
-            self.detector.update(measures, state.global_step)
+            self.detector.update(measures, step)
         seen = {name: value for name, value in measures._asdict().items() if value is not None}
-        self.log.write("collapse", step=state.global_step, **seen)
+        self.log.write("collapse", step=step, **seen)
         if self.alarm is not None and before is None:
             self.log.write("alarm", **asdict(self.alarm))
 
