@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,12 @@ def test_a_collapse_too_late_for_the_alarm_is_told(model, table, tmp_path, capsy
     )  # fmt: skip
     assert run.metrics["collapse"] is None
     said = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"warning: codes were near collapse from step \d+ to the end, 55,", said)
+    since = run.metrics["late_collapse"]["onset"]
+    assert 0 < since < 55
+    told = f"codes were near collapse from step {since} to the end, 55,"
+    assert f"warning: The {told}" in said
+    assert told in html.unescape((run.path / "report.html").read_text())
+    assert told in (run.model / "README.md").read_text()
 
 
 def test_codes_that_are_no_numbers_end_the_run(model, table, tmp_path):

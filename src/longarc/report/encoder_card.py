@@ -49,6 +49,7 @@ def encoder_card(run: str | Path) -> str:
             "rows": rows(saved.metrics),
             "verdict": verdict(saved.metrics),
             "collapse": saved.collapse,
+            "late": saved.late,
             "limit": config.get("max_length"),
             "pooling": config.get("pooling"),
             "longarc_only": changed,

@@ -74,6 +74,11 @@ class SavedPretraining:
         return self.metrics.get("collapse") or None
 
     @property
+    def late(self) -> str:
+        """What to say of codes that were low at the end without an alarm; else an empty string."""
+        return str(as_dict(self.metrics.get("late_collapse")).get("message") or "")
+
+    @property
     def has_model(self) -> bool:
         """Whether the run ended with an encoder."""
         return (self.folder / "model").is_dir()

@@ -298,12 +298,10 @@ class _Job:
         collapsed = watch.alarm if self.config.stop_on_collapse else None
         with self.reporter.timed("evaluation"), self.reporter.task("evaluating"):
             end = watch.evaluate(self.steps)
-        low = watch.detector.low_since
-        if watch.alarm is None and low is not None:
-            self.reporter.say(
-                f"warning: codes were near collapse from step {low} to the end, {self.steps}, too "
-                "late for an alarm. Look at the report's curves before the encoder is used."
-            )
+        late = None
+        if watch.alarm is None and watch.detector.low_since is not None:
+            late = _late(watch.detector.low_since, self.steps)
+            self.reporter.say(f"warning: {late['message']}")
         if collapsed is None:
             with whole_folder(self.folder.model) as temporary:
                 save_encoder(
@@ -326,6 +324,7 @@ class _Job:
             "start": self._start() or end,
             "end": end,
             "collapse": _described(watch.alarm),
+            "late_collapse": late,
             "seconds": {k: round(v, 1) for k, v in self.reporter.seconds.items()},
         }  # fmt: skip
         write_json(self.folder.metrics_file, metrics)
@@ -343,6 +342,15 @@ class _Job:
 
     def _how_to_resume(self) -> str:
         return self.folder.how_to_resume(self.config.data)
+
+
+def _late(onset: int, end: int) -> dict[str, Any]:
+    """What to say of codes that were low at the end of a training, without an alarm."""
+    message = (
+        f"The codes were near collapse from step {onset} to the end, {end}, too late for an "
+        "alarm. Look at the report's curves before the encoder is used."
+    )
+    return {"onset": onset, "message": message}
 
 
 def _described(alarm: CollapseAlarm | None) -> dict[str, Any] | None:
