@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -141,3 +142,21 @@ def test_a_damaged_folder_is_refused(tmp_path):
     about.unlink()
     with pytest.raises(RunError, match="--overwrite"):
         open_token_file(tmp_path / "d")
+
+
+def test_memory_does_not_grow_with_the_table(tmp_path):
+    """Of eight times the rows on the disk, no more than what a batch of them takes at a time."""
+    peaks = []
+    for times in (1, 8):
+        table = tmp_path / f"{times}.jsonl"
+        with table.open("w", encoding="utf-8") as file:
+            for i in range(1000 * times):
+                file.write(json.dumps({"text": f"{i} " + 50 * "pump oil "}) + "\n")
+        tracemalloc.start()
+        found = write_token_file(
+            tmp_path / str(times), open_table(str(table)), Columns("text", None), Letters()
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(found) == 1000 * times
+    assert peaks[1] < 1.3 * peaks[0]
