@@ -16,7 +16,7 @@ COMMON = (
     "--text", "body", "--label", "topic", "--device", "cpu", "--epochs", "2", "--precision", "fp32",
 )  # fmt: skip
 RECORD = {
-    "recommended", "why", "range", "stability", "candidates", "validation", "run_steps",
+    "recommended", "why", "range", "stability", "start", "candidates", "validation", "run_steps",
     "cost_steps", "cost",
 }  # fmt: skip
 

@@ -28,7 +28,12 @@ from longarc.training.learning_rate.bounds import (
     next_rate,
     spread,
 )
-from longarc.training.learning_rate.search import _figures_with_error, _Search, search_learning_rate
+from longarc.training.learning_rate.search import (
+    OF_A_SHORT_RUN,
+    _figures_with_error,
+    _Search,
+    search_learning_rate,
+)
 from longarc.training.learning_rate.stability import FIRST, Measurement, RisingWarmup
 from longarc.training.progress import Reporter
 
@@ -333,19 +338,26 @@ def test_a_candidate_is_the_run_with_fewer_steps(parts, tiny, tmp_path):
     given = parts()
     found = search_learning_rate(**given, reporter=Reporter(None), candidates=1, fraction=0.5)
     (row,) = found["candidates"]
+    assert set(found["start"]) == set(OF_A_SHORT_RUN)
     assert row["steps"] == found["run_steps"] // 2 == 16
     args = tiny.make_arguments(
         tmp_path, optim="adamw_torch", lr_scheduler_type="linear", max_grad_norm=1.0, max_steps=16,
         warmup_steps=0.1, weight_decay=0.01, learning_rate=row["learning_rate"],
         train_sampling_strategy="group_by_length",
     )  # fmt: skip
-    trainer = tiny.Trainer(
-        tiny.make_model(0.1), args, train_dataset=given["train"],
-        eval_dataset=given["validation"],
-        data_collator=tiny.PaddedBatches(given["tokenizer"], 48),
-        compute_metrics=tiny.accuracy, layer_decay=0.8,
-        loss=given["loss"],
-    )  # fmt: skip
+
+    def made():
+        return tiny.Trainer(
+            tiny.make_model(0.1), args, train_dataset=given["train"],
+            eval_dataset=given["validation"],
+            data_collator=tiny.PaddedBatches(given["tokenizer"], 48),
+            compute_metrics=tiny.accuracy, layer_decay=0.8,
+            loss=given["loss"],
+        )  # fmt: skip
+
+    start, trainer = made().evaluate(), made()
+    assert found["start"]["accuracy"] == pytest.approx(start["eval_accuracy"])
+    assert found["start"]["loss"] == pytest.approx(start["eval_loss"], rel=1e-5)
     trainer.train()
     figures = trainer.evaluate()
     assert row["accuracy"] == pytest.approx(figures["eval_accuracy"])

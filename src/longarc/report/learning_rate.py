@@ -9,7 +9,7 @@ from longarc.files import refuse_taken, whole_folder, write_json, write_text
 from longarc.report.drawing import BLUE, MUTED, NARROW, ORANGE, Panel, data_of, panel
 from longarc.report.page import render
 from longarc.report.quantities import duration, percent, thousands
-from longarc.report.saved import is_number
+from longarc.report.saved import as_dict, is_number
 from longarc.report.terminal_table import terminal_table
 from longarc.report.training_charts import curve
 
@@ -73,6 +73,8 @@ def sentences(found: dict[str, Any]) -> list[str]:
     ...     "stability": {"steps": 24, "passes": 40, "documents": 16}, "cost_steps": 60}
     >>> sentences(found)[1].partition("documents. ")[2][:42]
     '1e-5 is recommended for its smaller loss: '
+    >>> "None had a better macro-F1" in sentences(found | {"start": {"macro_f1": 0.72}})[1]
+    True
     """
     bounds, steps = found["range"], found["stability"]["steps"]
     short = found["candidates"][0]["steps"]
@@ -84,6 +86,12 @@ def sentences(found: dict[str, Any]) -> list[str]:
         why = (
             f" {_rate(found['recommended'])} is recommended for its smaller loss: its macro-F1 is "
             f"within two standard errors of the best, that of {_rate(best['learning_rate'])}."
+        )
+    start = as_dict(found.get("start")).get("macro_f1")
+    if best is not None and is_number(start) and start >= best["macro_f1"]:
+        why += (
+            f" None had a better macro-F1 than what they start from, {start:.3f}, so the training "
+            "may end where it starts: try more --epochs or a larger --max-length, or take --freeze."
         )
     return [
         f"Range: {_rate(bounds['low'])} to {_rate(bounds['high'])}. Upper end: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def search_learning_rate(
     tried, each in a run of ``fraction`` of the steps with the run's own schedule, seed, loss,
     regularizers and sampler, from the same weights. Recommended is the one with the best macro-F1
     on the validation documents; of those within two of its standard errors the one with the least
-    loss.
+    loss. The start's figures are noted beside theirs: a training that is no better keeps the start.
 
     A short run favours larger rates than a long one does, as it has less time; the larger
     ``fraction``, the less so.
@@ -124,6 +124,8 @@ class _Search:
             f"searching a learning rate: a rising warm-up, then {candidates} runs of {short} "
             f"steps; the training has {self.steps}"
         )
+        with self._borrowed():
+            start = _figures(self._trainer(learning_rate=0.0, max_steps=1))
         rising = self._measure(reporter)
         # A linear schedule's rates add up to its peak times half the steps, its warm-up included.
         found = learning_rate_range(
@@ -143,7 +145,7 @@ class _Search:
             with reporter.task(name, short) as advance:
                 rows.append(self._try(rate, short, advance))
             reporter.say(_sentence(rows[-1]))
-        return self._record(rising, found, rows, short)
+        return self._record(start, rising, found, rows, short)
 
     def _measure(self, reporter: Reporter) -> RisingWarmup:
         """Take the rising warm-up."""
@@ -198,15 +200,10 @@ class _Search:
         """A short run and its figures on the validation documents."""
         started = time.monotonic()
         figures: dict[str, float | None] = dict.fromkeys(OF_A_SHORT_RUN)
-        with self._borrowed():
+        with self._borrowed(), suppress(ModelError):  # its loss is no number
             trainer = self._trainer(FiniteLoss(), Bar(advance), learning_rate=rate, max_steps=steps)
-            try:
-                trainer.train()
-                found = trainer.evaluate(ignore_keys=UNUSED_OUTPUTS)
-            except ModelError:  # its loss is no number
-                found = {}
-            if math.isfinite(found.get("eval_loss", math.nan)):
-                figures = {name: float(found[f"eval_{name}"]) for name in figures}
+            trainer.train()
+            figures = _figures(trainer)
         seconds = round(time.monotonic() - started, 1)
         return {"learning_rate": rate, **figures, "steps": steps, "seconds": seconds}
 
@@ -241,7 +238,12 @@ class _Search:
             self.loss.set_progress(0.0)
 
     def _record(
-        self, rising: RisingWarmup, found: Range, rows: list[dict[str, Any]], short: int
+        self,
+        start: dict[str, float | None],
+        rising: RisingWarmup,
+        found: Range,
+        rows: list[dict[str, Any]],
+        short: int,
     ) -> dict[str, Any]:
         chosen = best_of(rows)
         if chosen["macro_f1"] is None:
@@ -266,12 +268,24 @@ class _Search:
                 "ignorant": rising.ignorant if math.isfinite(rising.ignorant) else None,
                 "measured": [step.to_dict() for step in rising.measured],
             },
+            "start": start,
             "candidates": sorted(rows, key=lambda row: row["learning_rate"]),
             "validation": len(self.validation),
             "run_steps": self.steps,
             "cost_steps": round(cost, 1),
             "cost": round(cost / self.steps, 3),
         }
+
+
+def _figures(trainer: Trainer) -> dict[str, float | None]:
+    """Of the trainer's model as it is, on the validation documents; None if the loss is no number.
+
+    Named as in ``OF_A_SHORT_RUN``.
+    """
+    found = trainer.evaluate(ignore_keys=UNUSED_OUTPUTS)
+    if not math.isfinite(found.get("eval_loss", math.nan)):
+        return dict.fromkeys(OF_A_SHORT_RUN)
+    return {name: float(found[f"eval_{name}"]) for name in OF_A_SHORT_RUN}
 
 
 def _figures_with_error(evaluated: Any) -> dict[str, float]:
