@@ -377,6 +377,7 @@ def test_a_rate_that_diverges_is_noted_and_never_recommended(parts):
     assert row["loss"] is None
     with pytest.raises(ModelError, match=r"diverged at each .* \(1.0e-03\)"):
         search._record(
+            {},
             RisingWarmup(lambda: torch.zeros(()), ignorant=1.0, steps=24),
             learning_rate_range(steps((1e-5, 1.0, 1.0, 1.0)), math.inf, 10.0, ignorant=3.0),
             [row],
