@@ -15,7 +15,7 @@ from longarc.data.examples import Examples
 from longarc.data.licenses import read_licenses
 from longarc.errors import RunError
 from longarc.report.html import _diagnosis, worst_errors, write_report
-from longarc.report.measures import MULTI_LABEL, signed
+from longarc.report.measures import MACRO_F1, MULTI_LABEL, SINGLE_LABEL, TAIL, signed
 from longarc.report.paired import against_best
 from longarc.report.saved import read_run
 
@@ -269,6 +269,17 @@ def test_runs_are_compared_document_by_document(two_runs, tmp_path):
     for gap in (right[other] - right[best], f1[other]["value"] - f1[best]["value"]):
         assert signed(100 * gap, 1) in shown
     assert "Left out" not in shown
+
+
+def test_tails_are_compared_where_they_are_the_same_classes(two_runs, tmp_path):
+    """A run on fewer documents has more classes in its tail."""
+    fewer = Path(shutil.copytree(two_runs[1], tmp_path / "fewer"))
+    rewrite(fewer / "labels.json", lambda v: [row.update(count=1) for row in v["labels"]])
+    for other, there in ((two_runs[1], True), (fewer, False)):
+        runs = [read_run(path) for path in (two_runs[0], other)]
+        found = against_best(runs, ["one", "other"], "test", SINGLE_LABEL)
+        assert (TAIL in found["measures"]) is there
+        assert MACRO_F1 in found["measures"]
 
 
 def test_only_runs_on_the_same_documents_are_paired(two_runs, tmp_path):

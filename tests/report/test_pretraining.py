@@ -13,7 +13,7 @@ import yaml
 from longarc.errors import RunError
 from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
-from longarc.report.pretraining import verdict
+from longarc.report.pretraining import collapse_message, verdict
 
 HOSTILE = "<script>alert(1)</script>"
 PART: dict[str, Any] = {
@@ -52,8 +52,8 @@ def make(folder: Path, *, collapse: bool = False, labels: bool = False, model: b
                "seconds": {"training": 12.0}}  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     log = [{"event": "evaluation", "step": 0, **start}]
-    log += [{"event": "collapse", "step": s, "relative_std": 0.8 / (1 + s), "effective_rank": 30.0}
-            for s in range(7)]  # fmt: skip
+    log += [{"event": "collapse", "step": s, "relative_std": 0.8 / (1 + s), "effective_rank": 30.0,
+             "cosine_spread": 0.2} for s in range(7)]  # fmt: skip
     log += [{"event": "train", "step": s, "loss": -0.5, "learning_rate": 1e-4} for s in (1, 2, 3)]
     log += [{"event": "evaluation", "step": 6, **end}]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
@@ -69,7 +69,8 @@ def test_the_page_shows_figures_and_curves_and_runs_nothing(tmp_path):
     assert "macro-F1 on held-out documents rose from 0.500 to 0.800" in page
     assert "The intervals are wide" not in page
     assert "learnt from 30 documents with labels" in page
-    for title in ("Loss", "Spread of the codes", "Effective rank", "Macro-F1 on held-out",
+    for title in ("Loss", "Spread of the codes", "Effective rank", "Spread of cosines",
+                  "Macro-F1 on held-out",
                   "Alignment", "Uniformity", "Learning rate"):  # fmt: skip
         assert f'<div class="panel-title">{title}' in page
     assert "spread from 0.8 to 0.114" in page  # for those who cannot see it
@@ -92,6 +93,18 @@ def test_a_collapse_stands_above_everything(tmp_path):
     assert "marks where the collapse began" in page
     went_on = write_report(make(tmp_path / "on", collapse=True)).read_text()
     assert "The training went on" in went_on
+
+
+def test_what_helps_against_a_collapse_is_of_another_objective(tmp_path):
+    told = {
+        objective: collapse_message({"message": "Low."}, objective, tmp_path / "report.html")
+        for objective in ("simcse", "byol", "simsiam")
+    }
+    assert "--objective simcse" in told["byol"]
+    assert "--objective simcse" in told["simsiam"]
+    assert "--objective" not in told["simcse"]
+    assert [name for name, said in told.items() if "--predictor-factor" in said] == ["simsiam"]
+    assert all("a smaller --learning-rate; " in said for said in told.values())
 
 
 def test_a_small_change_is_called_uncertain():
