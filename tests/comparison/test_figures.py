@@ -52,11 +52,11 @@ def test_a_few_labelled_documents_are_in_few_resamples(tmp_path, labelled):
     }
     found = rows([Candidate(name, {}) for name in slots], slots, {}, tmp_path)
     write_json(tmp_path / "compare.json", {"candidates": found})  # refuses NaN
-    less = found[1]["less_than_best"]
+    against = found[1]["against_best"]
     if labelled:
-        assert 0 <= less["low"] <= less["value"] <= less["high"] <= 1
+        assert -1 <= against["low"] <= against["value"] <= against["high"] <= 0
         assert re.fullmatch(r"macro-F1 1\.000 \(.*–1\.000\)", _Job._outcome(slots["good"][0]))
     else:
-        assert less is None
+        assert against is None
         assert _Job._outcome(slots["good"][0]) == "macro-F1 –"
         assert found[0]["macro_f1"] == {"value": 0.0, "low": None, "high": None}

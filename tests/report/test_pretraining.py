@@ -13,7 +13,7 @@ import yaml
 from longarc.errors import RunError
 from longarc.report.encoder_card import encoder_card
 from longarc.report.html import write_report
-from longarc.report.pretraining import collapse_message, verdict
+from longarc.report.pretraining import collapse_message, verdict, what_helps
 
 HOSTILE = "<script>alert(1)</script>"
 PART: dict[str, Any] = {
@@ -88,6 +88,7 @@ def test_without_labels_nothing_is_said_of_classes(tmp_path):
 def test_a_collapse_stands_above_everything(tmp_path):
     page = write_report(make(tmp_path / "run", collapse=True, model=False)).read_text()
     assert "The codes collapse: &lt;script&gt;" in page
+    assert what_helps("simsiam") in page
     assert page.index("no model was saved") < page.index("What it brought") + 2000
     assert "--model" not in page
     assert "marks where the collapse began" in page

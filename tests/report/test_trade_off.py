@@ -35,7 +35,7 @@ def candidate(name: str, quality: float, speed: float, memory: float, **more) ->
         "macro_f1": {"value": quality, "low": quality - 0.05, "high": quality + 0.04},
         "by_seed": [quality],
         "accuracy": {"value": quality, "low": quality - 0.05, "high": quality + 0.04},
-        "less_than_best": None, "training_documents_per_second": 3.5,
+        "against_best": None, "training_documents_per_second": 3.5,
         "prediction_documents_per_second": {
             "median": speed, "min": 0.9 * speed, "max": 1.1 * speed, "n": 5
         },
@@ -46,11 +46,11 @@ def candidate(name: str, quality: float, speed: float, memory: float, **more) ->
 
 @pytest.fixture
 def found() -> dict:
-    less = {"value": 0.1, "low": 0.02, "high": 0.17}
+    less = {"value": -0.1, "low": -0.17, "high": -0.02}
     rows = [
         candidate("exact", 0.8, 5.0, 1000.0, front=True),
-        candidate("linear", 0.7, 20.0, 500.0, front=True, less_than_best=less),
-        candidate("slow", 0.6, 4.0, 250.0, less_than_best=less),
+        candidate("linear", 0.7, 20.0, 500.0, front=True, against_best=less),
+        candidate("slow", 0.6, 4.0, 250.0, against_best=less),
         {**candidate("broken", 0, 1, 1), "why": "no memory", "macro_f1": None, "accuracy": None,
          "prediction_documents_per_second": None, "training_peak_mib": None},
     ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_without_memory_or_spread_it_is_drawn_all_the_same(found):
 def test_a_figure_may_have_no_interval(found, tmp_path, capsys):
     """No resample of the test split has a labelled document."""
     found["candidates"][1]["macro_f1"] |= {"low": None, "high": None}
-    found["candidates"][1]["less_than_best"] = None
+    found["candidates"][1]["against_best"] = None
     found["sentence"] = sentence_of(found)
     print_trade_off(found, Console(width=100))
     assert "0.700 (–)" in capsys.readouterr().out
@@ -131,22 +131,23 @@ def test_a_figure_may_have_no_interval(found, tmp_path, capsys):
 def test_the_sentence_says_what_is_settled(found):
     assert sentence_of(found) == (
         "exact has the best macro-F1, 0.800. The fastest on the front, linear, predicts 4.0 times "
-        "as many documents a second, with 0.100 less macro-F1 (95 % interval +0.020 … +0.170)."
+        "as many documents a second, with 0.100 less macro-F1 (95 % interval of the difference "
+        "−0.170 to −0.020)."
     )
     open_question = copy.deepcopy(found)
-    open_question["candidates"][1]["less_than_best"]["low"] = -0.01
+    open_question["candidates"][1]["against_best"]["high"] = 0.01
     assert "which these documents do not settle" in sentence_of(open_question)
     untimed = copy.deepcopy(found)  # a better one failed to be timed
-    untimed["candidates"][0]["less_than_best"] = {"value": 0.1, "low": 0.05, "high": 0.15}
-    untimed["candidates"][1]["less_than_best"]["value"] = 0.2
+    untimed["candidates"][0]["against_best"] = {"value": -0.1, "low": -0.15, "high": -0.05}
+    untimed["candidates"][1]["against_best"]["value"] = -0.2
     said = sentence_of(untimed)
     assert said.startswith("Of those that were timed, exact has the best macro-F1, 0.800.")
     assert said.endswith("with 0.100 less macro-F1.")
     found["candidates"][1]["front"] = False
     for row in found["candidates"][1:3]:
-        row["less_than_best"] = {"value": 0.1, "low": 0.02, "high": 0.2}
+        row["against_best"] = {"value": -0.1, "low": -0.2, "high": -0.02}
     assert sentence_of(found).endswith("predicts fastest (5 documents a second).")
-    found["candidates"][1]["less_than_best"]["low"] = 0.0
+    found["candidates"][1]["against_best"]["high"] = 0.0
     assert sentence_of(found).endswith("these documents do not tell it from linear.")
 
 

@@ -37,10 +37,10 @@ def rows(
     best = max(finished, key=_quality_and_speed, default=None)
     for row in finished:
         if best is not None and row is not best:
-            less = resampled[best["name"]] - resampled[row["name"]]
-            value = best["macro_f1"]["value"] - row["macro_f1"]["value"]
-            if np.isfinite(less).any():  # else no resample has a labelled document
-                row["less_than_best"] = with_interval(value, less)
+            differences = resampled[row["name"]] - resampled[best["name"]]
+            value = row["macro_f1"]["value"] - best["macro_f1"]["value"]
+            if np.isfinite(differences).any():  # else no resample has a labelled document
+                row["against_best"] = with_interval(value, differences)
     points = {
         row["name"]: (
             row["prediction_documents_per_second"]["median"], row["macro_f1"]["value"]
@@ -64,7 +64,7 @@ def _row(
         "macro_f1": None,
         "by_seed": [],
         "accuracy": None,
-        "less_than_best": None,
+        "against_best": None,
         "training_documents_per_second": None,
         "prediction_documents_per_second": reading.get("documents_per_second"),
         "training_peak_mib": None,

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from longarc.report.drawing import printable, shorten
+from longarc.report.measures import signed
 from longarc.report.quantities import percent, rate, thousands
 from longarc.report.saved import is_number
 
@@ -51,5 +52,6 @@ def render(template: str, context: dict[str, Any]) -> str:
     environment.filters["thousands"] = thousands
     environment.filters["percent"] = percent
     environment.filters["rate"] = rate
+    environment.filters["signed"] = signed
     environment.filters["decimal"] = lambda v: f"{v:.3f}" if is_number(v) else "–"
     return environment.get_template(template).render(version=__version__, **context)

@@ -113,6 +113,7 @@ def pretraining_context(run: SavedPretraining) -> dict[str, Any]:
         "title": run.name,
         "facts": _facts(run),
         "verdict": verdict(run.metrics),
+        "what_helps": what_helps(str(run.config.get("objective"))),
         "rows": rows(run.metrics),
         "measured": run.metrics["end"].get("n"),
         "curves": _curves(run),
@@ -176,18 +177,22 @@ def verdict(metrics: dict[str, Any]) -> str:
 
 
 def collapse_message(collapse: dict[str, Any], objective: str, page: Path) -> str:
-    """The error of a run that was stopped: what helps, the surest first."""
+    """The error of a run that was stopped."""
+    return (
+        f"{collapse['message']} The training was stopped and no model was saved. "
+        f"{what_helps(objective)} The curves are in {page}."
+    )
+
+
+def what_helps(objective: str) -> str:
+    """A sentence on what keeps codes from collapsing, the surest first."""
     helps = {
         "--objective simcse, which has other documents to keep codes apart": objective != "simcse",
         "a smaller --learning-rate": True,
         "--predictor-factor 10 or --objective byol": objective == "simsiam",
         "a larger --batch-size": True,
     }
-    return (
-        f"{collapse['message']} The training was stopped and no model was saved. What helps, in "
-        f"this order: {'; '.join(way for way, here in helps.items() if here)}. The curves are in "
-        f"{page}."
-    )
+    return f"What helps, in this order: {'; '.join(way for way, here in helps.items() if here)}."
 
 
 def _figure(metrics: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from longarc.files import whole_file, write_text
 from longarc.report.drawing import png, shorten
-from longarc.report.measures import Figure, figure
+from longarc.report.measures import Figure, figure, signed
 from longarc.report.page import render
 from longarc.report.quantities import budget, rate
 from longarc.report.terminal_table import terminal_table
@@ -49,15 +49,13 @@ def table_of(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in found["candidates"]:
         speed = row["prediction_documents_per_second"] or {}
-        less = row["less_than_best"] or {}
         rows.append(
             {
                 "candidate": row["name"],
                 "front": row["front"],
                 **_three("macro_f1", row["macro_f1"]),
                 **_three("accuracy", row["accuracy"]),
-                "less_than_best_low": less.get("low"),
-                "less_than_best_high": less.get("high"),
+                **_three("against_best", row["against_best"]),
                 "training_documents_per_second": row["training_documents_per_second"],
                 "prediction_documents_per_second": speed.get("median"),
                 "prediction_documents_per_second_min": speed.get("min"),
@@ -91,7 +89,7 @@ def sentence_of(found: dict[str, Any]) -> str:
     best = max(front, key=lambda row: row["macro_f1"]["value"])
     fastest = max(front, key=lambda row: row["prediction_documents_per_second"]["median"])
     # One that is better yet may have failed to be timed: intervals are then against that one.
-    of_all = best["less_than_best"] is None
+    of_all = best["against_best"] is None
     among = "" if of_all else "Of those that were timed, "
     if best is fastest:
         near = _level(found) if of_all else ""
@@ -103,28 +101,29 @@ def sentence_of(found: dict[str, Any]) -> str:
         fastest["prediction_documents_per_second"]["median"]
         / best["prediction_documents_per_second"]["median"]
     )
-    less = fastest["less_than_best"] or {"low": 0.0, "high": 0.0, "value": 0.0}
+    behind = best["macro_f1"]["value"] - fastest["macro_f1"]["value"]
     if not of_all:
-        behind = best["macro_f1"]["value"] - fastest["macro_f1"]["value"]
         return (
             f"{among}{best['name']} has the best macro-F1, {best['macro_f1']['value']:.3f}. The "
             f"fastest on the front, {fastest['name']}, predicts {times:.1f} times as many "
             f"documents a second, with {behind:.3f} less macro-F1."
         )
-    settled = less["low"] > 0 or less["high"] < 0
+    against = fastest["against_best"] or {"low": 0.0, "high": 0.0}
+    low, high = against["low"], against["high"]
+    settled = low > 0 or high < 0
     open_question = "" if settled else ", which these documents do not settle"
     return (
         f"{best['name']} has the best macro-F1, {best['macro_f1']['value']:.3f}. The fastest on "
         f"the front, {fastest['name']}, predicts {times:.1f} times as many documents a second, "
-        f"with {less['value']:.3f} less macro-F1{open_question} (95 % interval "
-        f"{less['low']:+.3f} … {less['high']:+.3f})."
+        f"with {behind:.3f} less macro-F1{open_question} (95 % interval of the difference "
+        f"{signed(low, 3)} to {signed(high, 3)})."
     )
 
 
 def _level(found: dict[str, Any]) -> str:
     """Which candidates the documents do not tell from the best."""
-    differences = {row["name"]: row["less_than_best"] for row in found["candidates"]}
-    near = [name for name, less in differences.items() if less and less["low"] <= 0]
+    differences = {row["name"]: row["against_best"] for row in found["candidates"]}
+    near = [name for name, against in differences.items() if against and against["high"] >= 0]
     return f" In macro-F1 these documents do not tell it from {', '.join(near)}." if near else ""
 
 
