@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from longarc.files import whole_file, whole_folder, write_json, write_text
+from longarc.files import sweep, whole_file, whole_folder, write_json, write_text
 from longarc.training.checkpoint import publish
 
 KILLED = """
@@ -32,6 +32,19 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert (tmp_path / "metrics.json").read_text() == "old"
     write_text(tmp_path / "metrics.json", "new")
     assert (tmp_path / "metrics.json").read_text() == "new"
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
+    mine = [".vscode-insiders", ".env-a1b2c3d4.txt", "notes.begun-a1b2c3d4.md", "metrics.json"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "metrics.json")]
+    subprocess.run(command, check=False)
+    folder = whole_folder(tmp_path / "model")
+    (folder.__enter__() / "part").touch()
+    assert len(list(tmp_path.iterdir())) == len(mine) + 2
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(mine)
 
 
 def test_what_is_flushed_may_be_written_to_as_windows_asks(tmp_path, monkeypatch):

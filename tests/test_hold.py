@@ -161,6 +161,14 @@ def test_nothing_stays_in_a_folder_that_was_empty(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_process_had_begun_goes(tmp_path):
+    left = tmp_path / ".model.begun-a1b2c3d4"
+    left.mkdir()
+    (left / "part").touch()
+    with held(tmp_path):
+        assert not left.exists()
+
+
 def test_starting_over_keeps_the_lock(tmp_path):
     """Deleted, it would leave the folder to a second process that makes a new one."""
     out = tmp_path / "out"
@@ -210,6 +218,11 @@ def test_where_there_are_no_locks_one_works_without(tmp_path, monkeypatch, error
     monkeypatch.setattr(hold.FileLock, "acquire", acquire)
     with held(tmp_path / "out"):
         assert (tmp_path / "out" / HOLDER).is_file()
+        begun = tmp_path / "out" / ".model.begun-a1b2c3d4"
+        begun.touch()
+        with held(tmp_path / "out"):
+            assert begun.exists(), "another process may be writing it"
+        begun.unlink()
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from longarc.errors import RunError
+
+BEGUN = re.compile(r"\..+\.begun-[a-z0-9_]{8}(\..+)?")
+"""The name of what is not whole yet: no program but this one gives such names."""
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     # The suffix is kept, because writers such as pyarrow's choose a format by it.
     try:
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+            prefix=f".{path.stem}.begun-", suffix=path.suffix, dir=path.parent
         )
     except OSError as error:  # a missing or closed folder: the name asked for says more
         raise type(error)(error.errno, error.strerror, str(path)) from None
@@ -56,7 +60,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     An existing ``path`` is set aside until the new one stands, then deleted.
     """
     path = Path(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.begun-", dir=path.parent))
     try:
         yield temporary
         mask = os.umask(0)
@@ -75,6 +79,24 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete what processes that were killed had begun to write in a folder and nobody writes now.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".metrics.begun-1x_3y56z.json").touch()
+    >>> sweep(folder)
+    >>> list(folder.iterdir())
+    []
+    """
+    for left in folder.iterdir():
+        if BEGUN.fullmatch(left.name):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

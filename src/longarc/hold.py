@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from longarc.errors import LongarcError, RunError
-from longarc.files import write_json
+from longarc.files import BEGUN, sweep, write_json
 
 LOCK, HOLDER = ".lock", ".holder.json"
 """What is locked, and who says that he holds it: a locked file cannot be read everywhere."""
@@ -29,8 +29,8 @@ KEPT = (LOCK, HOLDER, ASIDE)
 def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold a folder while the block lasts; it is made if it is missing, and goes if it stays empty.
 
-    The system ends the lock with the process, also where that is killed. A file system that has no
-    locks is written to without one.
+    The system ends the lock with the process, also where that is killed; what it had begun to write
+    is deleted then. A file system that has no locks is written to without one.
 
     Args:
         folder: where one process is to work.
@@ -45,12 +45,14 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with _locked(folder, wait):
+        with _locked(folder, wait) as alone:
             me = {
                 "process": os.getpid(),
                 "machine": platform.node(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
             }
+            if alone:
+                sweep(folder)
             write_json(folder / HOLDER, me)
             try:
                 yield
@@ -65,7 +67,8 @@ def held(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path, wait: float) -> Iterator[None]:
+def _locked(folder: Path, wait: float) -> Iterator[bool]:
+    """Yields whether no other process can be there: False where a file system has no locks."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -76,16 +79,15 @@ def _locked(folder: Path, wait: float) -> Iterator[None]:
             lock = nullcontext()
         with lock:
             # A lock on a file that its holder has just deleted is on nothing that others see.
-            if isinstance(lock, nullcontext) or (folder / LOCK).exists():
-                yield
+            alone = not isinstance(lock, nullcontext)
+            if not alone or (folder / LOCK).exists():
+                yield alone
                 return
 
 
 def is_empty(folder: Path) -> bool:
     """Whether a folder has nothing in it but what holding it leaves there."""
-    # The second is what HOLDER is written under before it takes its name.
-    begun = f".{Path(HOLDER).stem}-"
-    return all(p.name in (LOCK, HOLDER) or p.name.startswith(begun) for p in folder.iterdir())
+    return all(p.name in (LOCK, HOLDER) or BEGUN.fullmatch(p.name) for p in folder.iterdir())
 
 
 def clear(folder: Path) -> None:
