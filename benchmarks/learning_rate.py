@@ -137,6 +137,13 @@ def measure(chosen: argparse.Namespace, seed: int) -> None:
         grid={f"{rate:g}": round(run["test"], 4) for rate, run in runs.items()},
         torch_lr_finder=finder.get("suggested"),
         macro_f1_torch_lr_finder=theirs and round(theirs["test"], 4),
+        validation={
+            "start": _figures_of(found["start"]),
+            "short_runs": {
+                f"{row['learning_rate']:g}": _figures_of(row) for row in found["candidates"]
+            },
+            "grid": {f"{rate:g}": round(run["validation"], 4) for rate, run in runs.items()},
+        },
         documents=len(train),
         tested=len(test),
         run_steps=found["run_steps"],
@@ -145,6 +152,12 @@ def measure(chosen: argparse.Namespace, seed: int) -> None:
         device=chosen_device().type,
         **options,
     )
+
+
+def _figures_of(row: dict[str, Any]) -> list[float | None]:
+    """Macro-F1 on the validation documents, its standard error, and the loss."""
+    found = (row[name] for name in ("macro_f1", "macro_f1_error", "loss"))
+    return [None if value is None else round(value, 4) for value in found]
 
 
 def suggested(train: Examples, chosen: argparse.Namespace, seed: int) -> dict[str, Any]:

@@ -248,10 +248,10 @@ class SharpnessMonitor(_Metered):
             return
         before, self._before = self._before, None
         rate = peak_rate(args, optimizer)
+        # From below γ the search could only go down, where differences are rounding errors.
+        guess = max(self._multiple, 1.0) * rate
         with self.measuring():
-            found = rate_of_update(
-                self.loss, weights_of(optimizer), before, rate, guess=self._multiple * rate
-            )
+            found = rate_of_update(self.loss, weights_of(optimizer), before, rate, guess=guess)
         step = state.global_step + 1
         if found is not None and rate:
             if 0 < found.rate < math.inf:

@@ -159,9 +159,9 @@ class RisingWarmup(TrainerCallback):
         weights, rate = weights_of(optimizer), self._rate
         after = float(self.sample())
         try:
-            found = rate_of_update(
-                self.sample, weights, before, rate, guess=self._guess, tolerance=0.3
-            )
+            # From below γ the search could only go down, where differences are rounding errors.
+            guess = max(self._guess, rate)
+            found = rate_of_update(self.sample, weights, before, rate, guess=guess, tolerance=0.3)
         except ModelError:  # the loss is not a number
             self.lost = rate
             return
