@@ -78,11 +78,12 @@ def fit(data: Any, *, out: str | Path, verbose: bool = True, **options: Any) -> 
     """
     check_names("fit", options, TrainConfig)
     name, in_memory, values = _settled(data, options)
-    for part in ("validation", "test"):
+    for part in ("validation", "test", "unlabelled"):
         if not isinstance(values.get(part), str | None):
+            instead = "" if part == "unlabelled" else ", or let a part of the data stand for it"
             raise OptionError(
                 f"{part} is a {type(values[part]).__name__}; expected the path of a table or a Hub "
-                "id. Save it to a file first, or let a part of the data stand for it."
+                f"id. Save it to a file first{instead}."
             )
     config = TrainConfig(data=name, out=str(out), **values)
     return run_training(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
+import longarc
 from longarc.dynamics.critical_rate import critical_learning_rate
 from longarc.dynamics.hessian import HessianProducts
 from longarc.dynamics.sharpness import largest_eigenvalue, sharpness
@@ -371,6 +372,27 @@ def test_bad_input_is_refused():
         largest_eigenvalue(HessianProducts(loss, parts), method="lanzcos")
     with pytest.raises(OptionError, match="critical"):
         sharpness(nn.Linear(1, 1), {}, method="critcal")
+    linear = nn.Linear(1, 1)
+    for method in ("lanczos", "power", "critical"):
+        with pytest.raises(ModelError, match=r"numbers at these weights|norm is nan"):
+            sharpness(
+                linear,
+                {},
+                loss=lambda m, _: m(torch.ones(1, 1)).square().sum() * math.nan,
+                method=method,
+            )
     unlabelled = {name: value for name, value in batch_of().items() if name != "labels"}
     with pytest.raises(ModelError, match="gave no loss"):
         sharpness(tiny_bert(), unlabelled)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power", "critical"])
+def test_batch_norms_statistics_stay(method):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    loss = lambda model, x: model(x).square().mean()  # noqa: E731
+    assert sharpness(model, data, loss=loss, method=method) > 0  # pyright: ignore[reportArgumentType]
+    longarc.implicit_regularization(model, data, 0.1, loss=loss)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

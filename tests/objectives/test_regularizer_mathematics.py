@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from longarc.objectives.losses.cross_entropy import CrossEntropyLoss
@@ -15,6 +16,7 @@ from longarc.objectives.regularizers.gradient_penalty import LONGEST, METHODS, G
 from longarc.objectives.regularizers.input_gradient_penalty import InputGradientPenalty
 from longarc.objectives.regularizers.pgd import PGD
 from longarc.objectives.regularizers.r_drop import RDrop
+from longarc.objectives.regularizers.registry import REGULARIZERS, build_regularizers
 from longarc.objectives.regularizers.sam import SAM
 from longarc.objectives.regularizers.step import regularized_backward
 from longarc.objectives.regularizers.vat import VAT
@@ -381,3 +383,46 @@ def test_divergence(multi_label):
     same(divergence(a, a, multi_label=multi_label), torch.zeros(5).double())
     extreme = torch.tensor([[300.0, -300.0]])
     assert divergence(extreme, -extreme, multi_label=multi_label).isfinite().all()
+
+
+class Normalised(nn.Module):
+    """A classifier whose pooled vectors go through batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert = make_model()
+        self.norm = nn.BatchNorm1d(self.bert.config.hidden_size).double()
+        self.bert.classifier = nn.Sequential(self.norm, self.bert.classifier)
+        self.config = self.bert.config
+
+    def get_input_embeddings(self):
+        return self.bert.get_input_embeddings()
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+        return self.bert(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds
+        )
+
+
+@pytest.mark.parametrize("name", list(REGULARIZERS))
+def test_batch_norm_gathers_each_batch_once(batch, name):
+    """Passes at changed embeddings or weights are of this step, and not of the training."""
+    norms = []
+    for options in ([], [name]):
+        model = Normalised().train()
+        regularizers = build_regularizers(options)
+        regularized_backward(model, cut(batch, 2, 2), CrossEntropyLoss(), regularizers)
+        norms.append(model.norm)
+        assert model.norm.track_running_stats
+    plain, regularized = norms
+    assert regularized.num_batches_tracked == plain.num_batches_tracked == 2
+    if name not in ("pgd", "freelb", "sam"):  # whose first pass is not at the documents themselves
+        torch.testing.assert_close(regularized.running_mean, plain.running_mean)
+
+
+def test_a_part_takes_along_what_is_not_of_single_documents(model, batch):
+    """Positions (1, n), the same for all, in SAM's half of the documents."""
+    n = batch["input_ids"].shape[1]
+    _, without = found(model, batch, SAM(fraction=0.5))
+    shared = {**batch, "position_ids": torch.arange(n)[None]}
+    torch.testing.assert_close(found(model, shared, SAM(fraction=0.5))[1], without)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,6 +199,46 @@ def test_measurements_stay_within_their_share(tiny, tmp_path):
     gaps = np.diff([r["step"] for r in measured])
     assert len(gaps) == 0 or gaps.max() < 60
     assert len(events(some, "update")) < 60
+
+
+@pytest.mark.parametrize("steps", [100, 200, 300, 1000, 3000])
+def test_the_share_is_kept_to_by_a_clock_of_its_own(monkeypatch, steps):
+    """A step takes 1, a forward pass a third; of one measurement alone the place is the middle."""
+    now = 0.0
+    monkeypatch.setattr("longarc.training.monitors.time.perf_counter", lambda: now)
+    weight = torch.ones(3, dtype=torch.float64)
+    optimizer = SimpleNamespace(param_groups=[{"params": [weight], "lr": 1e-3, "initial_lr": 1e-3}])
+    args = SimpleNamespace(learning_rate=1e-3)
+    records = []
+
+    def loss():
+        nonlocal now
+        now += 1 / 3
+        return (weight**4).sum()
+
+    monitor = SharpnessMonitor(lambda _, **record: records.append(record), loss)
+    state = SimpleNamespace(global_step=0, max_steps=steps, is_world_process_zero=True)
+    monitor.on_train_begin(args, state, None)
+    for _ in range(steps):
+        monitor.on_step_begin(args, state, None)
+        now += 1.0
+        monitor.on_pre_optimizer_step(args, state, None, optimizer=optimizer)
+        weight -= 1e-3 * 4 * weight**3
+        monitor.on_optimizer_step(args, state, None, optimizer=optimizer)
+        state.global_step += 1
+        monitor.on_step_end(args, state, None)
+    assert monitor.spent <= monitor.limit * steps
+    assert all(record["passes"] <= monitor.PASSES for record in records)
+    places = [record["step"] for record in records]
+    expected = int(monitor.limit * steps / (monitor.PASSES / 3))
+    assert len(places) >= expected
+    if expected == 0:
+        assert not places
+    elif expected == 1:
+        assert places[0] == pytest.approx(steps / 2, abs=2)
+    else:
+        assert places[0] == 2
+        assert max(np.diff(places)) < 2 * steps / expected
 
 
 def test_a_weighted_order_and_a_loss_of_the_models_own(tiny, tmp_path):

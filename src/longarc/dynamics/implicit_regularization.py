@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longarc.dynamics.replay import replayed
+from longarc.dynamics.replay import buffers_kept, replayed
 from longarc.errors import ModelError
 from longarc.options import check_number
 
@@ -61,8 +61,8 @@ def implicit_regularization(
     second derivative: a ReLU's kinks, which g jumps at, are not in it.
 
     Args:
-        model: any module; left as it is, ``.grad`` and the random state included. It is used in the
-            mode it is in: in training mode dropout makes the result that of one draw.
+        model: any module; left as it is, ``.grad``, buffers and the random state included. It is
+            used in the mode it is in: in training mode dropout makes the result that of one draw.
         batch: what the loss takes, on the model's device. By default the keyword arguments of a
             Hugging Face model, labels among them.
         lr: γ, the learning rate.
@@ -94,7 +94,7 @@ def implicit_regularization(
             "measure. Unfreeze what training would move."
         )
     call = loss_of_output if loss is None else loss
-    with torch.enable_grad():
+    with buffers_kept(model), torch.enable_grad():
         value = replayed(lambda: call(model, batch), weights)()
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

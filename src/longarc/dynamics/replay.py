@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from longarc.random_state import drawing_from, random_state
 
@@ -31,3 +33,22 @@ def replayed(call: Callable[[], T], tensors: Iterable[Tensor]) -> Callable[[], T
             return call()
 
     return again
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model's buffers are as before, such as the statistics of batch norm.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> with buffers_kept(norm):
+    ...     _ = norm(torch.randn(8, 1))
+    >>> norm.num_batches_tracked.item()
+    0
+    """
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

@@ -6,6 +6,7 @@ eigenvector grows from step to step. Legend: N parameters, λ an eigenvalue of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from longarc.dynamics.critical_rate import critical_learning_rate
 from longarc.dynamics.hessian import HessianProducts
-from longarc.dynamics.replay import replayed
+from longarc.dynamics.replay import buffers_kept, replayed
 from longarc.errors import ModelError
 from longarc.options import check_choice
 
@@ -61,7 +62,8 @@ def sharpness(
             quadratic it is gᵀHg / ‖g‖², never more than λ_max.
 
     Raises:
-        ModelError: no weight requires a gradient, or there is no loss.
+        ModelError: no weight requires a gradient, there is no loss, or its derivatives are not
+            numbers.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> square = lambda model, batch: 3 * model(batch["x"]).square().sum()
@@ -80,18 +82,26 @@ def sharpness(
             )
         return found
 
-    products = HessianProducts(evaluate, parameters)
-    if method != "critical":
-        return largest_eigenvalue(products, method=method).value
-    with torch.enable_grad():
-        value = replayed(evaluate, parameters)()
-        gradient = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-    squared = float(sum(part.double().square().sum() for part in gradient))
-    if not squared:
-        return 0.0
-    # Where a line would reach a loss of 0, or for a negative loss its opposite.
-    guess = max(abs(float(value.detach())), 1e-6) / squared
-    return critical_learning_rate(evaluate, parameters, gradient, guess=guess).sharpness
+    with buffers_kept(model):
+        products = HessianProducts(evaluate, parameters)
+        if method != "critical":
+            return largest_eigenvalue(products, method=method).value
+        with torch.enable_grad():
+            value = replayed(evaluate, parameters)()
+            gradient = torch.autograd.grad(
+                value, parameters, allow_unused=True, materialize_grads=True
+            )
+        squared = float(sum(part.double().square().sum() for part in gradient))
+        if not squared:
+            return 0.0
+        if not math.isfinite(squared):
+            raise ModelError(
+                f"the gradient's squared norm is {squared}, so there is no direction to measure "
+                f"along. The loss is {float(value.detach())}: look for what made it so."
+            )
+        # Where a line would reach a loss of 0, or for a negative loss its opposite.
+        guess = max(abs(float(value.detach())), 1e-6) / squared
+        return critical_learning_rate(evaluate, parameters, gradient, guess=guess).sharpness
 
 
 def largest_eigenvalue(
@@ -139,7 +149,7 @@ def _lanczos(
     while True:
         basis, diagonal, beside = [vector], [], []
         while True:
-            image = products(basis[-1])
+            image = _finite(products(basis[-1]))
             diagonal.append(float(basis[-1] @ image))
             for _ in range(2):  # rounding leaves something after the first
                 for other in basis:
@@ -160,12 +170,21 @@ def _lanczos(
             return float(values[-1]), vector, residual
 
 
+def _finite(image: Tensor) -> Tensor:
+    if not bool(image.isfinite().all()):
+        raise ModelError(
+            "the loss's second derivatives are not all numbers at these weights, so no eigenvalue "
+            "can be found. Is the loss finite? In 16 bits, measure in float32."
+        )
+    return image
+
+
 def _power(
     products: HessianProducts, vector: Tensor, tolerance: float, max_products: int
 ) -> tuple[float, Tensor, float]:
     last, shift, start = products.count + max_products, 0.0, vector
     while True:
-        image = products(vector)
+        image = _finite(products(vector))
         value = float(vector @ image)
         residual = float((image - value * vector).norm())
         small = residual <= tolerance * abs(value)

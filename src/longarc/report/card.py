@@ -30,7 +30,10 @@ _HUB_METRICS = {
     "mean_average_precision": "mean_average_precision",
 }
 # Paths of the machine that trained it, and options that say nothing about the model.
-_LOCAL = {"data", "validation", "test", "out", "provenance", "resume", "overwrite", "device"}
+_LOCAL = {
+    "data", "validation", "test", "unlabelled", "out", "provenance", "resume", "overwrite",
+    "device",
+}  # fmt: skip
 _LOCAL |= {"checkpoint_minutes", "keep_checkpoints", "baseline"}
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
 

@@ -66,6 +66,9 @@ class TrainConfig:
         0.15, "part of DATA to test on when no table is named; 0 for none"
     )
     limit: int | None = option(None, "use only this many rows of DATA, drawn at random")
+    unlabelled: str | None = option(
+        None, "table of texts without labels, which --regularizers vat and r-drop learn from too"
+    )
 
     model: str = option(
         "minilm",
@@ -249,6 +252,8 @@ class TrainConfig:
                     f"--freeze takes no training steps, so {name} would change nothing. Drop one of "
                     "the two."
                 )
+        if self.unlabelled is not None:
+            self._refuse_unlabelled()
         if self.record_path:
             self._refuse_unrecordable()
         elif self.path_budget != TrainConfig.path_budget:
@@ -303,6 +308,21 @@ class TrainConfig:
                     f"--learning-rate auto and {name} exclude each other: {name} {why}. Drop one of "
                     "them."
                 )
+
+    def _refuse_unlabelled(self) -> None:
+        """What would learn nothing from texts without labels, or not know what to do with them."""
+        chosen = build_regularizers(self.regularizers)
+        if not any(regularizer.learns_unlabelled for regularizer in chosen):
+            raise OptionError(
+                "--unlabelled is for --regularizers vat or r-drop, which need no label; the loss "
+                "does. Add one of them, or drop --unlabelled. For masked tokens and the like see "
+                "longarc pretrain."
+            )
+        if self.sampler != "random":
+            raise OptionError(
+                f"--sampler {self.sampler} draws by class, and texts of --unlabelled have none. Drop "
+                "one of the two."
+            )
 
     def _refuse_unrecordable(self) -> None:
         """What the recorder would refuse, before any work; it says why at more length."""

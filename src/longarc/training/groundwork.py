@@ -67,7 +67,10 @@ class Groundwork:
         )
         self.config = dataclasses.replace(prepared.config, precision="bf16" if bf16 else "fp32")
         self.folder = RunFolder(self.config.run)
-        self.args = training_arguments(self.config, device, len(self.splits.train))
+        self.unlabelled = len(prepared.unlabelled.texts) if prepared.unlabelled else 0
+        self.args = training_arguments(
+            self.config, device, len(self.splits.train) + self.unlabelled
+        )
         self.main = self.args.process_index == 0
         self.baselines = MeasuredBaselines()
         self.recipe: dict[str, Any] = {}
@@ -285,7 +288,7 @@ class Groundwork:
             self.model,
             self.args,
             self.config,
-            train=self._documents(self.splits.train),
+            train=self._training_documents(),
             validation=self._documents(validation, sort=True),
             tokenizer=self.prepared.tokenizer,
             loss=self.loss,
@@ -347,6 +350,25 @@ class Groundwork:
 
     def _codes(self, part: Examples) -> np.ndarray:
         return self.space.encode(part.labels or [])
+
+    def _training_documents(self) -> Documents:
+        """Those of the training split, and after them the ones without a label."""
+        if self.prepared.unlabelled is None:
+            return self._documents(self.splits.train)
+        target = self._codes(self.splits.train)
+        return Documents(
+            [*self.splits.train.texts, *self.prepared.unlabelled.texts],
+            self.prepared.tokenizer,
+            self.config.max_length or 0,
+            np.concatenate(
+                [
+                    target,
+                    np.full(
+                        (self.unlabelled, *target.shape[1:]), self.loss.ignore_index, target.dtype
+                    ),
+                ]
+            ),
+        )
 
     def _documents(self, part: Examples, *, sort: bool = False) -> Documents:
         target = self._codes(part)

@@ -89,7 +89,7 @@ class _Job(Groundwork):
                     self.model,
                     self.args,
                     self.config,
-                    train=self._documents(self.splits.train),
+                    train=self._training_documents(),
                     validation=self._documents(validation, sort=True) if validation else None,
                     tokenizer=self.prepared.tokenizer,
                     loss=self.loss,

@@ -46,6 +46,8 @@ class _Metered(TrainerCallback):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the step's own work would be counted here
         start = time.perf_counter()
         yield
         self.spent += time.perf_counter() - start
@@ -184,13 +186,13 @@ class SharpnessMonitor(_Metered):
     Writes a ``sharpness`` record (docs/run-folder.md) with the critical learning rate γ_c along the
     update that the optimizer has just made (weight decay included), on the step's own batches with
     one set of dropout masks, and with the critical sharpness 2 / γ_c beside 2 / γ: where it is the
-    larger of the two, the step overshot. It costs some 7 forward passes. The weights and the random
-    state are as without it, bit for bit. Of several processes the first measures, on its own share
-    of the batch. Kalra et al., 2026, arXiv 2601.16979.
+    larger of the two, the step overshot. It costs up to 8 forward passes. The weights and the
+    random state are as without it, bit for bit. Of several processes the first measures, on its own
+    share of the batch. Kalra et al., 2026, arXiv 2601.16979.
 
     The steps at which it measures are spread evenly over those that are left, as many as fit into
-    ``share`` of their time by what the last measurement cost. A training that is too short for one
-    has none.
+    ``share`` of their time if each costs what the dearest one did. Where one alone fits, that is in
+    the middle of the training; a training that is too short for one has none.
 
     Args:
         write: takes the records, e.g. ``RunLog.write``.
@@ -199,15 +201,15 @@ class SharpnessMonitor(_Metered):
     """
 
     name = "sharpness"
-    PASSES = 7
+    PASSES = 8
 
-    def __init__(self, write: Write, loss: Callable[[], Tensor], share: float = 0.015):
+    def __init__(self, write: Write, loss: Callable[[], Tensor], share: float = 0.014):
         super().__init__(write, share)
         self.loss = loss
         self.next = -1
         self._before: list[Tensor] | None = None
         self._start = 0.0  # what was spent before the measurement that is under way
-        self._cost = 0.0  # of the last measurement
+        self._cost = 0.0  # of the dearest measurement
         self._multiple = 2.0  # γ_c / γ of the last measurement
 
     def on_train_begin(
@@ -229,7 +231,11 @@ class SharpnessMonitor(_Metered):
             return
         if not self._cost and self.steps:  # a third of a step goes forward
             self._cost = self.PASSES / 3 * self.training / self.steps
-        if self._affordable(state) < 1:
+        times, left = self._affordable(state), state.max_steps - state.global_step
+        early = times == 1 and not self.measurements and 2 * left > state.max_steps
+        if early:
+            self.next += left // 2
+        if early or times < 1:
             return
         self._start = self.spent
         with self.measuring():
@@ -251,7 +257,9 @@ class SharpnessMonitor(_Metered):
         # From below γ the search could only go down, where differences are rounding errors.
         guess = max(self._multiple, 1.0) * rate
         with self.measuring():
-            found = rate_of_update(self.loss, weights_of(optimizer), before, rate, guess=guess)
+            found = rate_of_update(
+                self.loss, weights_of(optimizer), before, rate, guess=guess, max_passes=self.PASSES
+            )
         step = state.global_step + 1
         if found is not None and rate:
             if 0 < found.rate < math.inf:
@@ -267,12 +275,12 @@ class SharpnessMonitor(_Metered):
                 seconds=round(self.spent - self._start, 3),
             )
             self.measurements += 1
-        self._cost = self.spent - self._start
+        self._cost = max(self._cost, self.spent - self._start)
         times = self._affordable(state)
         self.next = step + math.ceil((state.max_steps - step) / times) if times >= 1 else -1
 
     def _affordable(self, state: TrainerState) -> int:
-        """Measurements as costly as the last for which there is time until the training ends."""
+        """Measurements as costly as the dearest for which there is time until the training ends."""
         if not self._cost:
             return 0
         left = (state.max_steps - state.global_step) * self.training / self.steps
@@ -287,6 +295,7 @@ def rate_of_update(
     *,
     guess: float,
     tolerance: float = 0.1,
+    max_passes: int = 12,
 ) -> CriticalRate | None:
     """The critical learning rate along an update of size ``rate`` that has just been made.
 
@@ -297,6 +306,7 @@ def rate_of_update(
         rate: the learning rate of the update; None comes back if it moved nothing.
         guess: where the search begins.
         tolerance: relative; a pass more halves it.
+        max_passes: forward passes after which to stop.
     """
     after = [weight.detach().clone() for weight in weights]
     direction = [(old - new) / rate for old, new in zip(before, after, strict=True)] if rate else []
@@ -307,7 +317,7 @@ def rate_of_update(
             for weight, old in zip(weights, before, strict=True):
                 weight.copy_(old)
             return critical_learning_rate(
-                loss, weights, direction, guess=guess, tolerance=tolerance
+                loss, weights, direction, guess=guess, tolerance=tolerance, max_passes=max_passes
             )
         finally:
             for weight, new in zip(weights, after, strict=True):

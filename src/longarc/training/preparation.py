@@ -12,6 +12,7 @@ from longarc.data.examples import Examples, read_examples
 from longarc.data.labels import LabelSpace, flat
 from longarc.data.splits import Splits, make_splits
 from longarc.data.table import open_table
+from longarc.data.unlabelled import read_unlabelled
 from longarc.errors import DataError, OptionError
 from longarc.models.attention.registry import check_attention_options
 from longarc.models.recurrent.scratch import starting_tokenizer
@@ -36,6 +37,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     check: CheckResult
     data_sha256: str
+    unlabelled: Examples | None = None
 
 
 def prepare(
@@ -91,6 +93,12 @@ def prepare(
                 f"warning: the label column is called '{columns.label}', which is also a label. "
                 "Is the header missing?"
             )
+        unlabelled = None
+        if config.unlabelled is not None:
+            unlabelled, sentence = read_unlabelled(
+                config.unlabelled, text=columns.text, splits=splits
+            )
+            reporter.say(sentence)
         check = check_splits(splits, space, tokenizer=tokenizer, max_length=config.max_length)
         if refuse and check.errors:
             raise DataError(" ".join(finding.message for finding in check.errors))
@@ -99,7 +107,9 @@ def prepare(
         for _, split in splits.items()
         for part in (*split.texts, *map(str, split.labels or ()))
     )
-    return Prepared(config, splits, space, tokenizer, check, digest)
+    if unlabelled is not None:
+        digest = hash_texts([digest, *unlabelled.texts])
+    return Prepared(config, splits, space, tokenizer, check, digest, unlabelled)
 
 
 def _read(config: TrainConfig, source: Any, reporter: Reporter) -> tuple[Examples, Columns]:

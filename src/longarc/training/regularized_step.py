@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from longarc.errors import OptionError
 from longarc.objectives.regularizers.contract import check_together
 from longarc.objectives.regularizers.embeddings import check_same_by_embeddings
-from longarc.objectives.regularizers.step import Surroundings, regularized_backward
+from longarc.objectives.regularizers.step import Surroundings, check_labels, regularized_backward
 
 if TYPE_CHECKING:
     from longarc.training.trainer import Trainer
@@ -46,6 +46,7 @@ def regularized_step(
     of_loss: Mapping[str, Tensor],
 ) -> Tensor:
     """Differentiate all batches of an update; return this process's part of the plain loss."""
+    check_labels(batches, cast(Any, trainer.loss))
     rows = torch.tensor(float(sum(len(batch["labels"]) for batch in batches)))
     return regularized_backward(
         model,

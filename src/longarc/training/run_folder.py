@@ -250,7 +250,7 @@ def refuse_existing(config: Any, kind: type[RunFolder] = RunFolder) -> None:
             f"{path} holds {state}. Name another folder with --out, go on with --resume, or "
             "replace it with --overwrite."
         )
-    sources = ("data", "validation", "test", "model", "embeddings")
+    sources = ("data", "validation", "test", "unlabelled", "model", "embeddings")
     refuse_own_sources(path, (getattr(config, name, None) for name in sources))
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
+from longarc.dynamics.replay import buffers_kept
 from longarc.models.head import final_linear
 from longarc.training.batches import LengthGroupedSampler, SeededSampler
 from longarc.training.checkpoint import (
@@ -200,14 +201,12 @@ class Trainer(transformers.Trainer):
         self, batches: Sequence[dict[str, Any]], denominator: Tensor | int | None
     ) -> Tensor:
         model = cast(nn.Module, self.model)
-        statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norm's
         total = torch.zeros((), device=self.args.device)
-        for batch in batches:
-            inputs = cast(dict[str, Any], self._prepare_inputs(batch))
-            with self.compute_loss_context_manager():
-                total += self.compute_loss(model, inputs, num_items_in_batch=denominator)
-        for buffer, before in statistics:
-            buffer.copy_(before)
+        with buffers_kept(model):
+            for batch in batches:
+                inputs = cast(dict[str, Any], self._prepare_inputs(batch))
+                with self.compute_loss_context_manager():
+                    total += self.compute_loss(model, inputs, num_items_in_batch=denominator)
         return total if denominator is not None else total / max(len(batches), 1)
 
     def _get_num_items_in_batch(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from longarc.objectives.losses.contract import Loss
 from longarc.objectives.regularizers.contract import Regularizer
@@ -83,6 +85,7 @@ class Batch:
         self.of_loss = dict(of_loss or {})
         self.randomness = Randomness(target.device)
         self.through_embeddings = any(r.uses_embeddings for r in regularizers)
+        self._seen = False  # whether batch norm's statistics have the documents by now
         self.begin()
 
     # What regularizers use
@@ -187,7 +190,7 @@ class Batch:
         kept = torch.arange(count, device=self.target.device) * rows // count
         part = Batch(
             self.model,
-            {k: v[kept] if isinstance(v, Tensor) else v for k, v in self.inputs.items()},
+            {k: v[kept] if _has_rows(v, rows) else v for k, v in self.inputs.items()},
             self.target[kept],
             self.loss,
             self.regularizers,
@@ -198,6 +201,7 @@ class Batch:
             of_loss=self.of_loss,
         )
         part._losses = self._losses
+        part._seen = True
         return part
 
     # Inside
@@ -207,7 +211,9 @@ class Batch:
         with self.randomness(dropout):  # the embedding layer may have noise of its own
             if change is not None or self.through_embeddings:
                 inputs = by_embeddings(unwrapped(model), inputs, change)
-            outputs: Any = model(**inputs)
+            with _still_statistics(model) if self._seen else nullcontext():
+                outputs: Any = model(**inputs)
+        self._seen = True
         return outputs["logits"] if isinstance(outputs, dict) else outputs[0]
 
     def _sum(self, logits: Tensor) -> Tensor:
@@ -224,6 +230,27 @@ class Batch:
     def _losses_change(self) -> bool:
         unchanged = Regularizer.example_losses
         return any(type(r).example_losses is not unchanged for r in self.regularizers)
+
+
+@contextmanager
+def _still_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norm use the batch's own statistics, and gather none over the training."""
+    gathering = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    try:
+        for module in gathering:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in gathering:
+            module.track_running_stats = True
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
 
 
 def unwrapped(model: nn.Module) -> Any:

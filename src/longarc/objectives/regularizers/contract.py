@@ -39,6 +39,10 @@ class Regularizer:
     #: Whether ``terms`` reads ``batch.gradient``.
     uses_gradient: bool = False
 
+    #: Whether it learns from documents without a label too, whose target is the loss's
+    #: ``ignore_index``.
+    learns_unlabelled: bool = False
+
     @property
     def stands_alone(self) -> bool:
         """Whether it works with no other beside it."""

@@ -37,6 +37,8 @@ class RDrop(Regularizer):
     -1.0
     """
 
+    learns_unlabelled = True
+
     def __init__(self, alpha: float = 1.0):
         self.alpha = check_number("alpha", alpha)
 

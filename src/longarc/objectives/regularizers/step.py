@@ -58,6 +58,8 @@ class Step:
         self.surroundings = surroundings
         self.plain_weight = 1 + sum(r.plain_weight for r in regularizers)
         self.plain: Tensor | None = None  # the loss without regularizers, once it is known
+        # Of data parallelism that keeps gradients in its buckets.
+        self._reused = bool(getattr(model, "gradient_as_bucket_view", False))
         self._parts: dict[float, Sequence[Batch]] = {1.0: batches}
 
     def __call__(self) -> Tensor:
@@ -77,14 +79,18 @@ class Step:
     def gradients(self) -> list[Tensor]:
         """The gradient, a tensor for each weight."""
         scale = self.surroundings.gradient_scale()
-        return [torch.zeros_like(w) if w.grad is None else w.grad / scale for w in self.weights]
+        found = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
+        # Without a scale no copy: the next sweep writes into tensors of its own.
+        if scale == 1 and not self._reused:
+            return found
+        return [gradient / scale for gradient in found]
 
     @gradients.setter
     def gradients(self, values: Sequence[Tensor]) -> None:
         scale = self.surroundings.gradient_scale()
         for weight, value in zip(self.weights, values, strict=True):
             if weight.grad is not None:  # a weight that no loss reaches stays out of the update
-                weight.grad = value * scale
+                weight.grad = value if scale == 1 else value * scale
 
     @contextmanager
     def moved(self, direction: Sequence[Tensor], factor: float | Tensor) -> Iterator[None]:
@@ -189,11 +195,7 @@ def regularized_backward(
     surroundings = surroundings or Surroundings()
     batches = [batches] if isinstance(batches, Mapping) else list(batches)
     check_together(regularizers)
-    if any("labels" not in batch for batch in batches):
-        raise DataError(
-            "a batch has no labels. Where documents have none, give them the loss's ignore_index "
-            f"({loss.ignore_index}): regularizers that need no label count them."
-        )
+    check_labels(batches, loss)
     if any(r.uses_embeddings for r in regularizers):
         check_takes_embeddings(unwrapped(model))
     targets = [batch["labels"] for batch in batches]
@@ -223,6 +225,15 @@ def regularized_backward(
         sweep = partial(regularizer.step, sweep, step)
     sweep()
     return cast(Tensor, step.plain)
+
+
+def check_labels(batches: Sequence[Mapping[str, Tensor]], loss: Loss) -> None:
+    """Raise DataError unless each batch has labels."""
+    if any("labels" not in batch for batch in batches):
+        raise DataError(
+            "a batch has no labels. Where documents have none, give them the loss's ignore_index "
+            f"({loss.ignore_index}): regularizers that need no label count them."
+        )
 
 
 def _denominator(model: nn.Module, loss: Loss, targets: Sequence[Tensor]) -> Tensor:

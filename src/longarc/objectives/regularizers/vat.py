@@ -43,6 +43,7 @@ class VAT(Regularizer):
     """
 
     uses_embeddings = True
+    learns_unlabelled = True
 
     def __init__(
         self, epsilon: float = 0.2, weight: float = 1.0, xi: float = 0.5, power_steps: int = 1

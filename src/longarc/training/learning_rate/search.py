@@ -170,7 +170,9 @@ class _Search:
         """Batches of training documents, drawn at random, of similar lengths each."""
         batch = self.args.per_device_train_batch_size
         number = batch * min(max(1, self.steps // 200), SAMPLE)
-        drawn = np.random.default_rng(self.config.seed).permutation(len(self.train))[:number]
+        targets = np.asarray(self.train.targets).reshape(len(self.train), -1)
+        labelled = np.flatnonzero((targets != self.loss.ignore_index).any(1))
+        drawn = np.random.default_rng(self.config.seed).permutation(labelled)[:number]
         drawn = drawn[np.argsort(-self.train.lengths[drawn], kind="stable")]
         parts = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
         collate = PaddedBatches(self.tokenizer, self.config.max_length)
@@ -182,7 +184,8 @@ class _Search:
         classes = self.model.config.num_labels or 2
         codes = torch.from_numpy(np.asarray(self.train.targets))
         if codes.ndim == 2:
-            share = ((codes.float().sum(0) + 0.5) / (len(codes) + 1)).logit()
+            known = codes[(codes != self.loss.ignore_index).all(1)]
+            share = ((known.float().sum(0) + 0.5) / (len(known) + 1)).logit()
         else:
             known = codes[codes >= 0]
             share = (torch.bincount(known, minlength=classes).float() + 0.5).log()
