@@ -27,6 +27,9 @@ FIRST, USUAL, LAST = 1e-6, 1e-2, 1.0
 SHORTEST, LONGEST = 24, 48
 """Steps from the first of these rates to the second: those of the user's warm-up between them."""
 
+PASSES = 8
+"""Forward passes of a measurement, at most: a γ_c that is further off says no more than that."""
+
 APART = 2.5
 """Between the rates of two measurements, at least."""
 
@@ -161,7 +164,9 @@ class RisingWarmup(TrainerCallback):
         try:
             # From below γ the search could only go down, where differences are rounding errors.
             guess = max(self._guess, rate)
-            found = rate_of_update(self.sample, weights, before, rate, guess=guess, tolerance=0.3)
+            found = rate_of_update(
+                self.sample, weights, before, rate, guess=guess, tolerance=0.3, max_passes=PASSES
+            )
         except ModelError:  # the loss is not a number
             self.lost = rate
             return
