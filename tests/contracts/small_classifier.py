@@ -13,11 +13,11 @@ FIRST, LAST, PADDING = 1, 2, 0
 SPECIAL = [FIRST, LAST]
 
 
-def make_model(*, dropout: float = 0.0, seed: int = 0, **options: Any) -> Any:
+def make_model(*, dropout: float = 0.0, seed: int = 0, positions: int = 24, **options: Any) -> Any:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=24, max_position_embeddings=24, num_labels=CLASSES,
+        intermediate_size=24, max_position_embeddings=positions, num_labels=CLASSES,
         initializer_range=0.4, hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout, classifier_dropout=dropout, pad_token_id=PADDING,
         **options,

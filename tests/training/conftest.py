@@ -57,6 +57,7 @@ def run_worker():
         ]  # fmt: skip
         command = [sys.executable, *launcher, str(HERE / "worker.py"), str(root), str(file)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # tests/contracts too
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=240, env=environment, check=False
         )

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,12 +31,14 @@ from transformers import (
 
 from longarc.models.mean_pooled import from_encoder
 from longarc.objectives.losses.registry import build_loss
+from longarc.objectives.regularizers.batch import Batch
 from longarc.objectives.regularizers.registry import build_regularizers
 from longarc.training.batches import Documents, PaddedBatches
 from longarc.training.callbacks import CheckpointClock, Interruption, RunLog
 from longarc.training.checkpoint import last_checkpoint
 from longarc.training.recipes.sampling import sampling_weights
 from longarc.training.trainer import Trainer
+from shared_draws import SharedDropout, shared_noise
 
 CLASSES = 3
 WORDS = """
@@ -210,7 +213,10 @@ def train_to_be_stopped(folder: Path, options: dict[str, Any]) -> None:
 
 
 def train_in_parallel(folder: Path, options: dict[str, Any]) -> None:
-    """Three SGD epochs; rank 0 keeps the weights, each rank the documents it saw."""
+    """Three SGD epochs; each rank keeps the weights, and the documents it saw.
+
+    Nothing that is drawn depends on how many processes there are.
+    """
     from safetensors.torch import save_file
 
     tokenizer = make_tokenizer()
@@ -218,8 +224,11 @@ def train_in_parallel(folder: Path, options: dict[str, Any]) -> None:
     if options.get("multi_hot"):
         target = (np.arange(CLASSES) <= target[:, None]).astype(np.float32)
     collate = Order(PaddedBatches(tokenizer))
+    model = make_model()
+    if options.get("dropout"):
+        model.dropout = SharedDropout()
     trainer = Trainer(
-        make_model(),
+        model,
         make_arguments(folder, save_strategy="epoch", **options["training"]),
         train_dataset=Documents(texts, tokenizer, 48, target),
         data_collator=collate,
@@ -233,7 +242,8 @@ def train_in_parallel(folder: Path, options: dict[str, Any]) -> None:
         head_learning_rate=options.get("head_learning_rate", 0.2),
         sampling_weights=sampling_weights(target, options.get("sampler", "random")),
     )
-    trainer.train()
+    with mock.patch.object(Batch, "noise", shared_noise):
+        trainer.train()
     rank = trainer.args.process_index
     (folder / f"seen-{rank}.json").write_text(json.dumps(collate.seen))
     save_file(
