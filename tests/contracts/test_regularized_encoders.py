@@ -49,7 +49,7 @@ def make(encoder):
         torch.manual_seed(0)
         config = RecurrentConfig(
             cell=encoder, vocab_size=40, embedding_size=8, cell_size=6, num_labels=CLASSES,
-            num_hidden_layers=2, pooling="max", initializer_range=0.5,
+            num_hidden_layers=2, pooling="max-attention", initializer_range=0.5,
             embedding_dropout=0.0, layer_dropout=0.0, classifier_dropout=0.0,
         )  # fmt: skip
         model = RecurrentForSequenceClassification(config).double().train()

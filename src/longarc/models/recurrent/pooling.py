@@ -48,7 +48,8 @@ class RecurrentPooling(nn.Module):
         empty = ~mask.any(dim=1, keepdim=True)
         scores = torch.tanh(self.keys(states)) @ self.query.to(states.dtype)
         scores = scores.masked_fill(~mask & ~empty, float("-inf"))
-        weights = scores.float().softmax(dim=1).to(states.dtype)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = scores.softmax(dim=1).to(states.dtype)
         return (weights.unsqueeze(1) @ states).squeeze(1)
 
     def _ends(self, states: Tensor, mask: Tensor) -> Tensor:
