@@ -46,8 +46,9 @@ def run(words: Sequence[str]) -> int:
             markup=False,
         )
     for label, count in figures["unseen_labels"].items():
+        rows = "1 row" if count == 1 else f"{count:,} rows"
         console.print(
-            f"label '{label}' ({count} rows) was never seen in training; its rows count as errors",
+            f"label '{label}' ({rows}) was never seen in training; what has it counts as an error",
             markup=False,
         )
     return 0

@@ -57,5 +57,5 @@ def run(words: Sequence[str]) -> int:
     if chosen.json:
         print(json.dumps({"rows": rows, "path": str(path)}, ensure_ascii=False))
     else:
-        console.print(f"{rows:,} rows predicted: {path}", markup=False)
+        console.print(f"{rows:,} {'row' if rows == 1 else 'rows'} predicted: {path}", markup=False)
     return 0
