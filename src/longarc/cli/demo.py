@@ -37,7 +37,7 @@ RECORDED: dict[str, Any] = {
     "path_budget": 1.5,
 }
 ERRORS = 3
-QUICK: dict[str, Any] = {"limit": 800, "max_length": 128, "epochs": 1}
+QUICK: dict[str, Any] = {"limit": 1000, "max_length": 128, "epochs": 1}
 
 
 def run(words: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer and shorter texts, and nothing explained: under 90 s on 2 cores",
+        help="fewer and shorter texts, and nothing explained: some two minutes on 2 cores",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier demo and its table"

@@ -168,13 +168,13 @@ def test_under_autocast_it_is_called_and_typed_like_nn_lstm():
     mine, theirs = OutputGatedGRU(3, 4, **options), nn.LSTM(3, 4, **options)
     x = torch.randn(2, 5, 3)
     state = (torch.randn(4, 2, 4), torch.randn(4, 2, 4))
+    # torch's own LSTM has a bfloat16 kernel on some processors only, and raises on the others.
+    cells = (mine, theirs) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (mine,)
     for given in (None, state, tuple(part.bfloat16() for part in state)):
-        found = []
-        for cell in (mine, theirs):
+        for cell in cells:
             with torch.autocast("cpu", torch.bfloat16):
                 out, (h, c) = cell(x, given)
-            found.append([part.dtype for part in (out, h, c)])
-        assert found[0] == found[1] == [torch.bfloat16] * 3
+            assert [part.dtype for part in (out, h, c)] == [torch.bfloat16] * 3
     packed = pack_padded_sequence(x, torch.tensor([3, 5]), True, enforce_sorted=False)
     with torch.autocast("cpu", torch.bfloat16):
         again, _ = mine(packed)
