@@ -19,7 +19,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory, worker):
-    """60 texts, and one that the labelled table has too."""
+    """60 texts, and one that is empty."""
     path = tmp_path_factory.mktemp("more") / "more.csv"
     texts, _ = worker.make_table(60, seed=5)
     with path.open("w", newline="", encoding="utf-8") as file:

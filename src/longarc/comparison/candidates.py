@@ -39,8 +39,8 @@ SETTLED = {
     "overwrite": "longarc compare --overwrite replaces all of them",
     "baseline": "the linear baseline is fitted once",
     "record_path": "it would be measured too",
-    "unlabelled": "the budget counts texts with labels",
     "path_budget": "it is for --record-path, which is not for a comparison",
+    "unlabelled": "the budget counts texts with labels",
 }
 """Options that no candidate can name, and why."""
 
