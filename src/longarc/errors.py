@@ -39,10 +39,14 @@ def close_matches(name: str, choices: Iterable[str]) -> str:
 
     >>> close_matches("logit-ajusted", ["cross-entropy", "logit-adjusted"])
     'Did you mean logit-adjusted? Known: cross-entropy, logit-adjusted.'
+    >>> close_matches("FGM", ["fgm", "sam"])
+    'Did you mean fgm? Known: fgm, sam.'
     >>> close_matches("xyz", ["b", "a"])
     'Known: b, a.'
     """
     choices = list(choices)
-    near = difflib.get_close_matches(str(name), choices, n=2, cutoff=0.5)
+    lower = {choice.lower(): choice for choice in reversed(choices)}
+    matches = difflib.get_close_matches(str(name).lower(), lower, n=2, cutoff=0.5)
+    near = [name] if name in choices else [lower[match] for match in matches]
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{guess}Known: {', '.join(choices)}."

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longarc.errors import RunError
+from longarc.errors import OptionError, RunError
 
 BEGUN = re.compile(r"\..+\.begun-[a-z0-9_]{8}(\..+)?")
 """The name of what is not whole yet: no program but this one gives such names."""
@@ -117,6 +117,48 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole: indented, UTF-8, no NaN (JSON has none)."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_place(path: Path) -> None:
+    """Raise RunError unless files can be made where ``path`` is to be, or the folders on its way.
+
+    It is tried with a file that has no name, so nothing is left.
+
+    >>> check_place(Path(tempfile.gettempdir()) / "new" / "page.html")
+    """
+    folder = path.absolute()
+    try:
+        folder = next(parent for parent in folder.parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except NotADirectoryError:
+        raise RunError(f"{folder} is a file, so {path} cannot be. Name another --out.") from None
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {folder} takes no files ({error.strerror}). Name another --out."
+        ) from None
+
+
+def check_page(out: str | Path) -> Path:
+    """The path of a page to write; OptionError for one that is no HTML file.
+
+    RunError where none can be written.
+    """
+    target = Path(out).expanduser()
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"{target} does not end in .html. Name it {target.with_suffix('.html')}.")
+    if target.is_dir():
+        raise OptionError(f"{target} is a folder; expected a file, e.g. {target / 'page.html'}.")
+    check_place(target)
+    return target
+
+
+def check_unused(out: str | Path, *, overwrite: bool) -> Path:
+    """The path of a file to write; OptionError where one is there and is not to be replaced."""
+    target = Path(out).expanduser()
+    if target.exists() and not overwrite:
+        raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
+    return target
 
 
 def refuse_taken(

@@ -66,24 +66,6 @@ def check_flag(name: str, value: object) -> bool:
     raise OptionError(f"{name} must be True or False; found {value!r}.")
 
 
-def check_page(out: str | Path) -> Path:
-    """The path of a page to write; OptionError for one that is no HTML file."""
-    target = Path(out).expanduser()
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise OptionError(f"{target} does not end in .html. Name it {target.with_suffix('.html')}.")
-    if target.is_dir():
-        raise OptionError(f"{target} is a folder; expected a file, e.g. {target / 'page.html'}.")
-    return target
-
-
-def check_unused(out: str | Path, *, overwrite: bool) -> Path:
-    """The path of a file to write; OptionError where one is there and is not to be replaced."""
-    target = Path(out).expanduser()
-    if target.exists() and not overwrite:
-        raise OptionError(f"{out} exists. Name another file, or replace it with --overwrite.")
-    return target
-
-
 def check_choice(name: str, value: object, known: Sequence[str]) -> str:
     """Return ``value``, or raise OptionError unless it is one of ``known``."""
     if isinstance(value, str) and value in known:

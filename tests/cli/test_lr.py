@@ -159,6 +159,11 @@ def test_what_leaves_nothing_to_search_is_refused(longarc, tmp_path, words, said
         (("--candidates", "x"), 2, "--candidates is x"),
         (("--fractions", 0.3), 2, "Did you mean --fraction"),
         (("--validation-fraction", 0), 1, "no documents to choose on"),
+        (("--candidate", 3), 2, "no option --candidate. Did you mean --candidates"),
+        (("--recipe-taus", 3), 2, "no option --recipe-taus. Did you mean --recipe-tau"),
+        (("--patience", "x"), 2, "--patience is x. Expected a whole number.\n"),
+        (("--patience", -1), 1, "--patience is -1: expected at least 0"),
+        (("--path-budget", 3), 1, "--path-budget is for --record-path"),
         ((), 1, "no-such.csv"),
     ],
 )

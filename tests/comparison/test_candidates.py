@@ -40,6 +40,8 @@ PLAIN = {"plain": {}}
         ({"model": "minilmm"}, "candidate 'x': no model 'minilmm'"),
         ({"model": "lstm", "attention": "linear"}, "candidate 'x': --attention is for Transf"),
         ({"regularizers": ["fgn"]}, "candidate 'x'.*fgm"),
+        ({"regularizers": [{"fgm": {"epsilon": -1}}]}, "candidate 'x': Regularizer fgm: epsilon"),
+        ({"regularizers": [{"sam": {"roh": 1}}]}, "candidate 'x': .*no option 'roh'.*rho"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(options, message):
@@ -62,6 +64,15 @@ def test_what_is_registered_in_this_process_alone(monkeypatch, registry, name, i
     TrainConfig(data="t", out="o", **options).validate()
     with pytest.raises(OptionError, match=r"candidate 'x': .* mine was registered in this Python"):
         make_candidates({**PLAIN, "x": options})
+
+
+def test_numbers_are_read_as_the_command_line_reads_them():
+    given = "{a: {learning_rate: 1e-3}, b: {learning_rate: -1.5E3, loss: 1e-focal}, c: {x: .5e+2}}"
+    assert read_candidates(given) == {
+        "a": {"learning_rate": 1e-3},
+        "b": {"learning_rate": -1500.0, "loss": "1e-focal"},
+        "c": {"x": 50.0},
+    }
 
 
 def test_hints_name_options_as_a_candidate_has_them():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longarc.report import charts, recall_chart, training_charts
 from longarc.report.measures import ACCURACY, MACRO_F1, Figure
-from longarc.report.step_size_charts import step_size_curves
+from longarc.report.step_size_charts import CAPTIONS, step_size_curves
 
 HOSTILE = '</text></svg><script>alert(1)</script>&"\x00\ud800'
 
@@ -128,7 +128,9 @@ def test_step_size_curves_draw_what_the_monitors_wrote():
     assert "share from 0.05 to 0.05" in penalty.description
     assert {"1e+3", "1e+6"} <= set(texts(sharpness.wide))
     assert step_size_curves([r for r in log if r["event"] == "train"]) == []
-    assert len(step_size_curves([r for r in log if r["event"] != "sharpness"])) == 2
+    short = step_size_curves([r for r in log if r["event"] != "sharpness"])
+    assert [panel.title for panel in short] == list(CAPTIONS)[1:]
+    assert [panel.title for panel in (sharpness, sizes, penalty)] == list(CAPTIONS)
 
 
 @given(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, add_options, shown_command
+from longarc.data.table import refuse_missing
 from longarc.training.config import TrainConfig
 from longarc.training.option_fields import flag
 
@@ -27,6 +28,7 @@ def run(words: Sequence[str]) -> int:
     add_options(parser, TrainConfig, OPTIONS)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))
+    refuse_missing(chosen.data, chosen.validation, chosen.test)
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.data.terminal import print_check
     from longarc.training.preparation import prepare

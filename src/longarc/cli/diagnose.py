@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table import refuse_missing
 
 
 def run(words: Sequence[str]) -> int:
@@ -43,8 +44,11 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
     chosen = parser.parse_args(list(words))
+    refuse_missing(chosen.data)
+    from pathlib import Path
+
     from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.options import check_page, check_unused
+    from longarc.files import check_page, check_place, check_unused
     from longarc.report.diagnosis import print_diagnosis, save_diagnosis
     from longarc.training.diagnosis import diagnose_documents, is_run
     from longarc.training.progress import Reporter
@@ -53,6 +57,8 @@ def run(words: Sequence[str]) -> int:
     out = None if chosen.out is None else check_page(chosen.out)
     if out is not None:
         check_unused(out, overwrite=chosen.overwrite)
+    elif is_run(chosen.model):
+        check_place(Path(chosen.model).expanduser() / "diagnosis.html")
     console = terminal(to_stderr=chosen.json)
     found = diagnose_documents(
         chosen.model,

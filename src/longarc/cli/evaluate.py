@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table import refuse_missing
 from longarc.training.run_folder import open_run_folder
 
 
@@ -27,6 +28,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     chosen = parser.parse_args(list(words))
     open_run_folder(chosen.run)  # before what takes seconds to load
+    refuse_missing(chosen.data)
     from longarc.api import open_run
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.terminal import print_metrics

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table import refuse_missing
 from longarc.training.run_folder import open_run_folder
 
 EFFECTS = "effects"
@@ -84,13 +85,15 @@ def run(words: Sequence[str]) -> int:
     if chosen.errors is not None and chosen.method == EFFECTS:
         parser.error("the report shows errors by contributions that add up: drop --method effects")
     open_run_folder(chosen.run)  # before what takes seconds to load
+    refuse_missing(chosen.data)
     from pathlib import Path
 
     from longarc.api import open_run
     from longarc.attribution.of_run import METHODS
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.errors import OptionError
-    from longarc.options import check_choice, check_unused, check_whole
+    from longarc.files import check_place, check_unused
+    from longarc.options import check_choice, check_whole
 
     quiet_libraries()
     check_choice("method", chosen.method, (*METHODS, EFFECTS))
@@ -113,6 +116,8 @@ def run(words: Sequence[str]) -> int:
         _check_writable(out)
         check_unused(out, overwrite=chosen.overwrite)
     opened = open_run(chosen.run)
+    if chosen.errors is not None or indexes:
+        check_place(opened.folder.explanations_file)
     console = terminal(to_stderr=chosen.json)
     texts = _texts(opened, chosen, console)
     if indexes:
@@ -239,7 +244,8 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
 
     most = check_whole("--rows", 16 if chosen.rows is None else chosen.rows, at_least=1)
     table = open_table(chosen.data)
-    column = choose_columns(table, chosen.column or opened.config.text, need_label=False).text
+    named = chosen.column or opened.config.text
+    column = choose_columns(table, named, need_label=False, text_option="--column").text
     first = next(table.batches(most, [column]), {column: []})
     rows = as_texts(first[column], f"{table.name}, column {column!r}")
     texts = [text for text in rows if text.strip()]
@@ -254,8 +260,11 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
 
 def _check_writable(out: Any) -> None:
     from longarc.data.table_writer import check_writable
+    from longarc.files import check_page
 
-    if out.suffix.lower() not in PAGES:
+    if out.suffix.lower() in PAGES:
+        check_page(out)
+    else:
         check_writable(out, *PAGES)
 
 

@@ -6,17 +6,15 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any, get_type_hints
-
-from jsonargparse import ActionYesNo
+from typing import Any
 
 from longarc.cli.parser import Parser, add_options, as_typed, help_of, shown_command
+from longarc.data.table import refuse_missing
 from longarc.errors import OptionError
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.objectives.regularizers.registry import check_regularizers
 from longarc.training.config import TrainConfig
 from longarc.training.learning_rate.options import CANDIDATES, FRACTION, check_search
-from longarc.training.option_fields import flag
 
 _OF_NO_MATTER = (
     "learning_rate", "head_learning_rate", "out", "resume", "overwrite", "freeze", "hybrid",
@@ -47,15 +45,8 @@ def run(words: Sequence[str]) -> int:
         "--config", action="config", help="YAML file of options, such as a run's config.yaml"
     )
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "data"]
-    add_options(parser, TrainConfig, [name for name in names if name not in _OF_NO_MATTER])
-    for name in _OF_NO_MATTER:
-        if name in ("out", "overwrite"):
-            continue
-        if get_type_hints(TrainConfig)[name] is bool:
-            yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
-            parser.add_argument(flag(name), action=yes_no, default=None, help=argparse.SUPPRESS)
-        else:
-            parser.add_argument(flag(name), type=Any, default=None, help=argparse.SUPPRESS)
+    add_options(parser, TrainConfig, [n for n in names if n not in ("out", "overwrite")])
+    parser.hide([name for name in _OF_NO_MATTER if name not in ("out", "overwrite")])
     parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
     parser.add_argument(
         "--candidates", type=int, default=CANDIDATES, help="rates to try, each in a short run"
@@ -71,6 +62,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     chosen = parser.parse_args(list(words))
     _refuse(chosen, words)
+    _check_training(chosen, names)
     options = {n: getattr(chosen, n) for n in [*names, "data"] if n not in _OF_NO_MATTER}
     config = TrainConfig(**options, out="(none)", learning_rate="auto")
     config.validate()
@@ -78,6 +70,7 @@ def run(words: Sequence[str]) -> int:
     if config.loss != "auto":
         check_loss_options(config.loss)
     check_regularizers(config.regularizers)
+    refuse_missing(config.data, config.validation, config.test, config.unlabelled)
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.learning_rate import print_search, refuse_existing, write_search
     from longarc.training.learning_rate.job import find_learning_rate
@@ -105,6 +98,13 @@ def run(words: Sequence[str]) -> int:
         given += ["--head-learning-rate", "null"]
     console.print(f"train    {shown_command('longarc', 'train', *given)}", **plain)
     return 0
+
+
+def _check_training(chosen: Any, names: Sequence[str]) -> None:
+    """OptionError for options that the training, whose command is printed, would refuse."""
+    options = {name: getattr(chosen, name) for name in [*names, "data"]}
+    settled = {"out": "(none)", "learning_rate": 1e-5, "resume": False, "overwrite": False}
+    TrainConfig(**options | settled).validate()
 
 
 def _refuse(chosen: Any, words: Sequence[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from longarc.errors import Interrupted, LongarcError, close_matches
+from longarc.stopping import stoppable
 from longarc.version import __version__
 
 VERBS = {
@@ -43,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"longarc: no verb '{verb}'. {close_matches(verb, VERBS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"longarc.cli.{verb}")
     try:
-        return module.run(rest) or 0
+        # torchrun's other processes wait where no handler of Python's is run: SIGTERM ends them.
+        with stoppable() if os.environ.get("RANK", "0") == "0" else nullcontext():
+            module = importlib.import_module(f"longarc.cli.{verb}")
+            return module.run(rest) or 0
     except LongarcError as error:
         from longarc.data.terminal import printable
 

@@ -41,8 +41,18 @@ class Parser(jsonargparse.ArgumentParser):
             description=description,
             epilog=f"example: {example}",
             formatter_class=PlainHelp,
+            allow_abbrev=False,  # what is typed is printed again, for other verbs to read
         )
         self.hints = hints or {}
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kept: Any) -> Any:
+        """Parse, a ``--config`` file before all else: what is typed counts more, wherever it is."""
+        words = _config_first(list(sys.argv[1:] if args is None else args))
+        files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
+        for file in files:
+            if not file.startswith("--") and (problem := _problem_of_config(file)):
+                self.error(f"--config {file}: {problem}")
+        return super().parse_args(words, *others, **kept)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the message, with close matches for an unknown option, and exit."""
@@ -56,24 +66,28 @@ class Parser(jsonargparse.ArgumentParser):
         if wrong and (action := self._action_of(wrong[1])):
             given = re.search(r"(?:Got value|Given value|value): (.*)", message)
             found = f" is {given[1].rstrip('.')}" if given else " cannot be read"
-            kind = {int: "a whole number: ", float: "a number: "}.get(
+            kind = {int: "a whole number", float: "a number"}.get(
                 getattr(action, "_typehint", None) or action.type, ""
             )
             chosen = action.choices or "Literal" in str(getattr(action, "_typehint", ""))
-            kind = f"one of {self._choices_of(action)}: " if chosen else kind
-            message = f"{self._called(wrong[1])}{found}. Expected {kind}{action.help}."
+            kind = f"one of {self._choices_of(action)}" if chosen else kind
+            message = f"{self._called(wrong[1])}{found}.{_expected(action, kind)}"
         elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
             action = self._action_of(unread[1].replace("-", "_"))
-            expected = f" Expected {action.help}." if action else ""
+            expected = _expected(action) if action else ""
             message = f"--{unread[1]} cannot be read: {unread[2]}.{expected}"
-        elif message.startswith("Unexpected config:"):
-            message = "the --config file holds no options. Expected lines such as 'epochs: 3'."
         missing = re.search(r"arguments are required: (.+)", message)
         if missing:
             names = [self._called(name) for name in missing[1].split(", ")]
             message = f"missing {' and '.join(names)}. {self.epilog}"
         print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def hide(self, names: Sequence[str]) -> None:
+        """Leave options out of the help; they are read as the others are."""
+        for action in self._actions:
+            if action.dest in names:
+                action.help = argparse.SUPPRESS
 
     def _action_of(self, name: str) -> argparse.Action | None:
         return next((a for a in self._actions if a.dest == name), None)
@@ -87,6 +101,13 @@ class Parser(jsonargparse.ArgumentParser):
         """An option as it is typed, a positional argument in capitals."""
         typed = [a.option_strings[0] for a in self._actions if a.dest == name and a.option_strings]
         return typed[0] if typed else name.upper()
+
+
+def _expected(action: argparse.Action, kind: str = "") -> str:
+    """The end of an error: of what kind a value is, and what it means unless that is hidden."""
+    meaning = action.help if action.help != argparse.SUPPRESS else None
+    told = ": ".join(part for part in (kind, meaning) if part)
+    return f" Expected {told}." if told else ""
 
 
 def near(option: str, known: Sequence[str]) -> str:
@@ -149,6 +170,45 @@ def _with_saved_config(words: list[str]) -> list[str]:
         if out and (saved := Path(out).expanduser() / "config.yaml").is_file():
             return ["--config", str(saved), *words]
     return words
+
+
+def _config_first(words: list[str]) -> list[str]:
+    """The words with each ``--config`` and its file in front.
+
+    >>> _config_first(["t.csv", "--epochs", "2", "--config", "c.yaml", "--json"])
+    ['--config', 'c.yaml', 't.csv', '--epochs', '2', '--json']
+    """
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            others.append(word)
+        elif (file := value if equals else next(rest, None)) is None:
+            others.append(word)  # for the parser to miss its file
+        else:
+            files += [name, file]
+    return [*files, *others]
+
+
+def _problem_of_config(file: str) -> str | None:
+    """Why a ``--config`` file cannot be read; None if it can."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        return f"{what}. Expected a YAML file of options, such as a run's config.yaml."
+    try:
+        found = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        return f"it is not UTF-8 at byte {error.start}."
+    except OSError as error:
+        return f"it cannot be read, {error.strerror}."
+    except Exception as error:
+        return f"it is not valid YAML: {' '.join(str(error).split())}."
+    if not isinstance(found, dict):
+        return "it holds no options. Expected lines such as 'epochs: 3'."
+    return None
 
 
 def as_typed(value: object) -> str | None:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table import refuse_missing
 from longarc.data.table_writer import check_writable
-from longarc.options import check_unused
+from longarc.files import check_unused
 from longarc.training.run_folder import open_run_folder
 
 
@@ -35,6 +36,7 @@ def run(words: Sequence[str]) -> int:
     chosen = parser.parse_args(list(words))
     # Before what takes seconds to load.
     open_run_folder(chosen.run)
+    refuse_missing(chosen.data)
     check_unused(check_writable(chosen.out), overwrite=chosen.overwrite)
     from longarc.api import open_run
     from longarc.cli.terminal import quiet_libraries, terminal

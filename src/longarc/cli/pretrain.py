@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longarc.cli.parser import parse_job, shown_command
+from longarc.data.table import refuse_missing
 from longarc.training.pretraining.config import PretrainConfig
 from longarc.training.pretraining.folder import PretrainFolder
 from longarc.training.run_folder import refuse_existing
@@ -24,6 +25,7 @@ def run(words: Sequence[str]) -> int:
     # What needs neither torch nor the data is refused in an instant; the job checks it again.
     config.validate()
     refuse_existing(config, PretrainFolder)
+    refuse_missing(config.data)
     from longarc.api import run_pretraining
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.terminal import print_pretraining

@@ -30,7 +30,7 @@ def run(words: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the path as JSON")
     chosen = parser.parse_args(list(words))
-    from longarc.options import check_page, check_unused
+    from longarc.files import check_page, check_unused
     from longarc.report.html import write_report
 
     runs = [Path(run).expanduser() for run in chosen.runs]

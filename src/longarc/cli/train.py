@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longarc.cli.parser import parse_job, shown_command
+from longarc.data.table import refuse_missing
 from longarc.objectives.losses.registry import check_loss_options
 from longarc.objectives.regularizers.registry import check_regularizers
 from longarc.training.config import TrainConfig
@@ -29,6 +30,7 @@ def run(words: Sequence[str]) -> int:
         check_loss_options(config.loss)
     check_regularizers(config.regularizers)
     refuse_existing(config)
+    refuse_missing(config.data, config.validation, config.test, config.unlabelled)
     from longarc.api import run_training
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.terminal import print_metrics

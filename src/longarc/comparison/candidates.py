@@ -18,7 +18,11 @@ from longarc.models.attention.registry import ATTENTIONS, check_attention_option
 from longarc.models.loading import resolve_model
 from longarc.models.recurrent.options import CELLS
 from longarc.objectives.losses.registry import LOSSES, check_loss_options
-from longarc.objectives.regularizers.registry import REGULARIZERS, check_regularizers
+from longarc.objectives.regularizers.registry import (
+    REGULARIZERS,
+    build_regularizers,
+    check_regularizers,
+)
 from longarc.training.config import TrainConfig
 from longarc.training.reading_length import reading_length
 
@@ -190,10 +194,21 @@ def what_differs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(part for part in (", ".join(moved), *changed) if part)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as the options of the command line are read: ``1e-3`` is a number, without a point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
 def _parsed(text: str, where: str) -> Any:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise OptionError(f"{where} is not valid YAML: {error}") from None
     if isinstance(node, yaml.MappingNode):
@@ -267,10 +282,10 @@ def _check_values(candidate: Candidate) -> None:
         config.validate()
         if config.loss != "auto":
             check_loss_options(config.loss, config.loss_options)
-        check_regularizers(config.regularizers)
         if config.attention is not None:
             check_attention_options(config.attention, config.attention_options)
         _check_known_to_all(config)
+        build_regularizers(config.regularizers)  # the constructors know the ranges
         if config.model not in CELLS:
             resolve_model(config.model)
     except LongarcError as error:

@@ -16,7 +16,7 @@ from longarc.comparison.children import PATIENCE
 from longarc.comparison.config import CompareConfig
 from longarc.comparison.slot import Slot
 from longarc.errors import RunError
-from longarc.files import refuse_own_sources, refuse_taken, write_text
+from longarc.files import check_place, refuse_own_sources, refuse_taken, write_text
 from longarc.hold import clear, held, is_empty
 
 
@@ -145,6 +145,7 @@ def refuse_existing(config: CompareConfig) -> None:
             overwrite=config.overwrite,
             resumable=True,
         )
+    check_place(path / "compare.yaml" if path.is_dir() else path)
     files = [config.data, config.validation, config.test]
     files += [config.candidates] if in_a_file(config.candidates) else []
     refuse_own_sources(path, files)

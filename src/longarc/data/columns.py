@@ -32,13 +32,19 @@ class Columns:
 
 
 def choose_columns(
-    table: Table, text: str | None = None, label: str | None = None, *, need_label: bool = True
+    table: Table,
+    text: str | None = None,
+    label: str | None = None,
+    *,
+    need_label: bool = True,
+    text_option: str = "--text",
 ) -> Columns:
     """Check the named columns, and guess those that are not named.
 
     A text column is guessed by its name, else it is the one with by far the longest strings. A
     label column is guessed by its name, else it is the only one with few distinct short values.
-    With ``need_label=False`` a label column is used only when it is named.
+    With ``need_label=False`` a label column is used only when it is named. ``text_option`` is what
+    the messages call the option that names the column of texts.
 
     >>> from longarc.data.table import open_table
     >>> table = open_table({"id": [1, 2, 3], "body": ["a", "b", "c"], "topic": ["x", "y", "x"]})
@@ -49,11 +55,11 @@ def choose_columns(
     Raises:
         DataError: a named column does not exist, or there is no single good guess.
     """
-    for name in (text, label):
+    for name, option in ((text, text_option), (label, "--label")):
         if name is not None and name not in table.columns:
             raise DataError(
                 f"{table.name} has no column {name!r}. {_known(name, table.columns)} "
-                "Name the column with --text or --label."
+                f"Name the column with {option}."
             )
     if text is not None and text == label:
         raise DataError(f"Column {text!r} is named as both text and label. Name two columns.")
@@ -62,15 +68,15 @@ def choose_columns(
     if text is None or (label is None and need_label):
         sample = next(table.batches(_SAMPLE))
     if text is None:
-        text = _guess_text(table, sample, taken=label)
-        guessed.append(f"text column: {text} (guessed; name it with --text)")
+        text = _guess_text(table, sample, taken=label, option=text_option)
+        guessed.append(f"text column: {text} (guessed; name it with {text_option})")
     if label is None and need_label:
         label = _guess_label(table, sample, taken=text)
         guessed.append(f"label column: {label} (guessed; name it with --label)")
     return Columns(text, label, tuple(guessed))
 
 
-def _guess_text(table: Table, sample: dict[str, list[Any]], taken: str | None) -> str:
+def _guess_text(table: Table, sample: dict[str, list[Any]], taken: str | None, option: str) -> str:
     lengths = {name: _mean_length(sample[name]) for name in table.columns if name != taken}
     lengths = {name: length for name, length in lengths.items() if length is not None}
     named = [name for name in lengths if name.lower() in TEXT_NAMES]
@@ -84,7 +90,7 @@ def _guess_text(table: Table, sample: dict[str, list[Any]], taken: str | None) -
     why = f"It could be {_shown(close)}" if close else "None holds strings"
     raise DataError(
         f"Which column of {table.name} holds the texts? {why}. "
-        f"Name it with --text. {_known('', table.columns)}"
+        f"Name it with {option}. {_known('', table.columns)}"
     )
 
 

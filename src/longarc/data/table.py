@@ -87,27 +87,49 @@ def open_table(source: Any, *, to_train: bool = False) -> Table:
     )
 
 
+def refuse_missing(*sources: str | None) -> None:
+    """Raise DataError for a path to nothing, to an empty file or one of no known kind.
+
+    Nothing is opened, so it is done before what takes seconds to load. None and what may be the id
+    of a data set are passed over.
+
+    >>> refuse_missing("datasets/ag_news", None)
+    """
+    for source in filter(None, sources):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            continue
+        if not path.exists():
+            named = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.]+)?", source)
+            if named and not _suffix(path) and not path.parent.is_dir():
+                continue
+            raise _missing(path)
+        if path.stat().st_size == 0:
+            raise DataError(
+                f"{path} is empty. Expected a table with a header and at least one row."
+            )
+        if not _suffix(path):
+            extension = Path(path.name.removesuffix(".gz")).suffix or "(none)"
+            raise DataError(
+                f"{path} has the extension {extension}, which says no known kind of table. "
+                f"Expected one of {', '.join(_KINDS)} (.gz may follow): save the table as one of "
+                "these, or rename it."
+            )
+
+
 def _table(name: str, parts: tuple[list[str], Callable[..., Any], list[str]]) -> Table:
     columns, reader, notes = parts
     return Table(name, columns, reader, notes)
 
 
 def _open_path(source: str, to_train: bool) -> Table:
+    refuse_missing(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path, to_train)
     if not path.exists():
-        if (
-            re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.]+)?", source)
-            and not _suffix(path)
-            and not path.parent.is_dir()
-        ):
-            return _open_hub(source, to_train)
-        raise _missing(path)
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty. Expected a table with a header and at least one row.")
-    suffix = _suffix(path)
-    match _KINDS.get(suffix):
+        return _open_hub(source, to_train)
+    match _KINDS.get(_suffix(path)):
         case "CSV":
             return _table(str(path), read_delimited(path, ","))
         case "TSV":
@@ -116,11 +138,7 @@ def _open_path(source: str, to_train: bool) -> Table:
             return _table(str(path), read_json_lines(path))
         case "Parquet":
             return _table(str(path), read_parquet(path))
-    raise DataError(
-        f"{path} has the extension {Path(path.name.removesuffix('.gz')).suffix or '(none)'}, which "
-        f"says no known kind of table. Expected one of {', '.join(_KINDS)} (.gz may follow): save "
-        "the table as one of these, or rename it."
-    )
+    raise AssertionError(f"{path} has no reader")
 
 
 def _suffix(path: Path) -> str:

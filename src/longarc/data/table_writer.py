@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from longarc.errors import DataError, close_matches
-from longarc.files import whole_file
+from longarc.files import check_place, whole_file
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -26,6 +26,8 @@ class Rows(Protocol):
 def check_writable(path: str | Path, *others: str) -> Path:
     """The path, or a DataError that says which formats there are or that its folder is missing.
 
+    RunError where the folder takes no files.
+
     ``others`` are endings of files that the caller writes itself.
     """
     path = Path(path).expanduser()
@@ -36,6 +38,7 @@ def check_writable(path: str | Path, *others: str) -> Path:
         raise DataError(f"cannot write {path}: {ends}. {likely}".rstrip())
     if not path.parent.is_dir():
         raise DataError(f"cannot write {path}: there is no folder {path.parent}. Make it first.")
+    check_place(path)
     return path
 
 

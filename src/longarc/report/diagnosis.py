@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longarc.files import write_json, write_text
-from longarc.options import check_page
+from longarc.files import check_page, write_json, write_text
 from longarc.report import gradient_charts as charts
 from longarc.report.drawing import shorten
 from longarc.report.html import write_report

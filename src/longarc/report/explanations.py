@@ -10,8 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from longarc.files import write_text
-from longarc.options import check_page
+from longarc.files import check_page, write_text
 from longarc.report.drawing import (
     BLUE,
     INK,

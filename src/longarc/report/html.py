@@ -20,7 +20,7 @@ from longarc.report.quantities import duration, thousands
 from longarc.report.recall_chart import recall_by_count
 from longarc.report.recipe import recipe_tables, second_stage, without_prior
 from longarc.report.saved import SavedRun, is_number, read_run
-from longarc.report.step_size_charts import step_size_curves
+from longarc.report.step_size_charts import CAPTIONS, step_size_curves
 from longarc.training.run_folder import is_pretraining
 
 # What is shown at most: with these the file stays under 3 MB whatever the run.
@@ -93,6 +93,7 @@ def run_context(run: SavedRun, target: Path) -> dict[str, Any]:
         "lowest": _lowest_recall(metrics),
         "curves": training_charts.training_curves(run.log),
         "step_size": step_size_curves(run.log),
+        "step_size_captions": CAPTIONS,
         "best_step": training_charts.best_step(run.log),
         "diagnosis": _diagnosis(run, target),
         "recipe": recipe_tables(run),

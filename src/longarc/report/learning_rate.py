@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longarc.files import refuse_taken, whole_folder, write_json, write_text
+from longarc.files import check_place, refuse_taken, whole_folder, write_json, write_text
 from longarc.report.drawing import BLUE, MUTED, NARROW, ORANGE, Panel, data_of, panel
 from longarc.report.page import render
 from longarc.report.quantities import duration, percent, thousands
@@ -25,6 +25,7 @@ def refuse_existing(folder: str | Path, *, overwrite: bool = False) -> None:
     # A run folder has the figures of its own search, too.
     ours = (folder / FIGURES).is_file() and not (folder / "config.yaml").exists()
     refuse_taken(folder, "search", ours=ours, overwrite=overwrite)
+    check_place(folder)
 
 
 def write_search(found: dict[str, Any], folder: str | Path, data: str) -> Path:
@@ -91,7 +92,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if best is not None and is_number(start) and start >= best["macro_f1"]:
         why += (
             f" None had a better macro-F1 than what they start from, {start:.3f}, so the training "
-            "may end where it starts: try more --epochs or a larger --max-length, or take --freeze."
+            "may end where it starts: try more --epochs, or a larger --max-length if texts are cut."
         )
     return [
         f"Range: {_rate(bounds['low'])} to {_rate(bounds['high'])}. Upper end: "

@@ -9,6 +9,20 @@ from longarc.report.drawing import Panel
 from longarc.report.saved import is_number
 from longarc.report.training_charts import best_step, by_step, curve
 
+SHARPNESS = "Sharpness"
+UPDATES = "Size of an update, as a share of the weights"
+PENALTY = "Implicit gradient penalty, as a share of the loss"
+CAPTIONS = {
+    SHARPNESS: "How sharply the loss curves along the update, beside 2 / learning rate: a dot "
+    "above the line is a step that overshot, on its own batch.",
+    UPDATES: "How far a step moves the weights.",
+    PENALTY: "The gradient penalty ¼ Σ learning rate × ‖gradient‖² that plain gradient descent’s "
+    "step size would add to the loss, as a share of it. The run used AdamW, whose step size "
+    "penalises another thing: take that curve as the size of the gradient, not as what was "
+    "minimised.",
+}
+"""What each drawing shows, by its title: a short training has no sharpness."""
+
 
 def step_size_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
     """What the monitors wrote, by step; none for a run without them."""
@@ -31,7 +45,7 @@ def step_size_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
     sharp = [("critical sharpness", sharpness, "critical_sharpness")]
     drawn = [
         curve(
-            "Sharpness",
+            SHARPNESS,
             [("2 / learning rate", limits, "limit"), *sharp],
             span,
             best,
@@ -40,7 +54,7 @@ def step_size_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
         if sharpness
         else None,
         curve(
-            "Size of an update, as a share of the weights",
+            UPDATES,
             [
                 ("all weights", update, "update_ratio"),
                 ("head", depths, "head"),
@@ -51,7 +65,7 @@ def step_size_curves(log: Sequence[dict[str, Any]]) -> list[Panel]:
             log_scale=True,
         ),
         curve(
-            "Implicit gradient penalty, as a share of the loss",
+            PENALTY,
             [("share", update, "implicit_share")],
             span,
             best,

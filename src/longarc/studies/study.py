@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longarc.files import refuse_taken, whole_folder, write_json, write_text
+from longarc.files import check_place, refuse_taken, whole_folder, write_json, write_text
 from longarc.report.drawing import Panel
 from longarc.report.page import render
 from longarc.studies.conclusion import Conclusion
@@ -75,6 +75,7 @@ def refuse_existing(folder: str | Path, *, overwrite: bool = False) -> None:
     folder = Path(folder)
     ours = (folder / "study.json").is_file()
     refuse_taken(folder, "study", ours=ours, overwrite=overwrite)
+    check_place(folder)
 
 
 def write_study(

@@ -195,7 +195,7 @@ class TrainConfig:
     monitors: bool = option(
         True,
         "log what the step size does (update sizes, the implicit penalty, sharpness) in at most 2 % "
-        "of the training time",
+        "of the training time; of a training of few steps, more",
     )
 
     seed: int = option(0, "seed of split, head, order and dropout")

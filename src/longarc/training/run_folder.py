@@ -19,7 +19,7 @@ import yaml
 
 from longarc.data.labels import LabelSpace
 from longarc.errors import OptionError, RunError
-from longarc.files import refuse_own_sources, write_text
+from longarc.files import check_place, refuse_own_sources, write_text
 from longarc.hold import clear, is_empty
 from longarc.training.config import TrainConfig
 from longarc.version import __version__
@@ -230,9 +230,7 @@ def refuse_existing(config: Any, kind: type[RunFolder] = RunFolder) -> None:
                 "--overwrite, or name another folder with --out."
             )
         return
-    blocked = next((p for p in path.parents if p.is_file()), None)
-    if blocked is not None:
-        raise RunError(f"{blocked} is a file, so no folder can be made in it. Name another --out.")
+    check_place(path / "config.yaml" if path.is_dir() else path)
     if not path.exists() or (path.is_dir() and is_empty(path)):
         return
     if path.is_symlink() and config.overwrite:

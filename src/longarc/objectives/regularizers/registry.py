@@ -85,7 +85,10 @@ def build_regularizers(chosen: Sequence[Any] | None) -> list[Regularizer]:
         known = getattr(importlib.import_module(module), attribute)
         accepted = {k: p.default for k, p in inspect.signature(known).parameters.items()}
         check_known(f"Regularizer {name}", options, accepted)
-        built.append(known(**options))
+        try:
+            built.append(known(**options))
+        except OptionError as error:
+            raise OptionError(f"Regularizer {name}: {error}") from None
     if len(built) > 1:
         from longarc.objectives.regularizers.contract import check_together
 

@@ -1,0 +1,99 @@
+"""What can be known to fail is said before the work, and work that is stopped says so."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOWHERE = Path("/proc/longarc")
+"""Where no file can be made, not even by root."""
+
+closed = pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+
+
+@closed
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "TABLE", "--out", NOWHERE / "run"),
+        ("pretrain", "TABLE", "--objective", "simcse", "--out", NOWHERE / "run"),
+        ("lr", "TABLE", "--out", NOWHERE / "rates"),
+        ("compare", "TABLE", "--candidates", "{a: {}, b: {pooling: cls}}", "--budget-steps", "2",
+         "--out", NOWHERE / "compare"),
+        ("predict", "RUN", "TABLE", "--out", "/proc/predicted.csv"),
+        ("explain", "RUN", "--text", "a pump", "--out", NOWHERE / "page.html"),
+        ("explain", "RUN", "--text", "a pump", "--out", "/proc/all.csv"),
+        ("diagnose", "RUN", "TABLE", "--out", NOWHERE / "page.html"),
+        ("report", "RUN", "--out", NOWHERE / "page.html"),
+        ("study", "imbalance", "--quick", "--out", NOWHERE / "study"),
+    ],
+)  # fmt: skip
+def test_a_place_that_takes_no_files_is_refused_first(longarc, trained, tickets, words):
+    named = {"TABLE": tickets, "RUN": trained}
+    status, printed, err = longarc(*(named.get(word, word) for word in words))
+    assert (status, printed) == (1, "")
+    assert f"cannot write {words[-1]}: /proc takes no files" in err
+    assert "Name another --out." in err
+    assert len(err.splitlines()) == 1, "something was done before"
+
+
+@pytest.mark.parametrize("verb", ["train", "lr", "report"])
+def test_a_file_on_the_way_is_named(longarc, trained, tickets, tmp_path, verb):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "page.html"
+    status, _, err = longarc(verb, trained if verb == "report" else tickets, "--out", out)
+    assert status == 1
+    assert f"{tmp_path / 'file'} is a file" in err
+
+
+def test_a_missing_table_costs_no_import_of_torch(tmp_path):
+    """In a process of its own: this one has long imported it."""
+    script = (
+        "import sys; from longarc.cli.main import main; status = main(sys.argv[1:]); "
+        "sys.exit(9 if 'torch' in sys.modules else status)"
+    )
+    for words in (
+        ("train", "t.csv", "--out", "run"),
+        ("train", "here.csv", "--validation", "t.csv", "--out", "run"),
+        ("pretrain", "t.csv", "--out", "run"),
+        ("lr", "t.csv"),
+        ("check", "t.csv"),
+        ("diagnose", "bert", "t.csv"),
+    ):
+        (tmp_path / "here.csv").write_text("text,label\na,b\n")
+        ended = subprocess.run(
+            [sys.executable, "-c", script, *words],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1, ended.stderr
+        assert "t.csv does not exist. Did you mean here.csv?" in ended.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_verb_says_so(start, tickets, tiny_model, number):
+    process = start(
+        "lr", tickets, "--text", "body", "--label", "topic", "--model", tiny_model,
+        "--epochs", 4000, "--device", "cpu",
+    )  # fmt: skip
+    assert process.stdout.readline(), "it ended before it had begun"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("longarc: stopped")
+    assert "Traceback" not in err
+
+
+def test_a_wrong_column_is_answered_with_the_verbs_own_option(longarc, trained, tickets):
+    """``--text`` of longarc explain is a text."""
+    command = ("explain", trained, tickets, "--column", "bdy")
+    status, _, err = longarc(*command)
+    assert status == 1
+    assert "no column 'bdy'. Did you mean body?" in err
+    assert err.rstrip().endswith("Name the column with --column.")
+    _, _, err = longarc("predict", trained, tickets, "--text", "bdy", "--out", "p.csv")
+    assert err.rstrip().endswith("Name the column with --text.")

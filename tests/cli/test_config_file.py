@@ -1,0 +1,82 @@
+"""``--config``: what is typed counts more, and a file that cannot be read says why."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longarc.cli.parser import parse_job
+from longarc.training.config import TrainConfig
+
+TYPED = ("a.csv", ("--epochs", "2"), ("--out", "mine"), "--freeze", ("--loss=focal",))
+IN_FILE = {"data": "b.csv", "epochs": 7.0, "out": "other", "seed": 3, "loss": "dice"}
+
+
+@pytest.fixture(scope="module")
+def options_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "options.yaml"
+    path.write_text(yaml.safe_dump(IN_FILE))
+    return path
+
+
+@given(st.permutations(TYPED), st.integers(0, len(TYPED)), st.booleans())
+def test_what_is_typed_counts_more_wherever_the_file_stands(options_file, typed, place, joined):
+    file = [f"--config={options_file}"] if joined else ["--config", str(options_file)]
+    groups = [[each] if isinstance(each, str) else list(each) for each in typed]
+    words = [word for group in [*groups[:place], file, *groups[place:]] for word in group]
+    chosen, _ = parse_job("train", "", "longarc train t.csv --out x", TrainConfig, words)
+    assert (chosen.data, chosen.epochs, chosen.out, chosen.freeze) == ("a.csv", 2, "mine", True)
+    assert (chosen.loss, chosen.seed) == ("focal", 3)
+
+
+def test_of_two_files_the_later_counts_more(options_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("seed: 5\n")
+    words = ["--config", str(options_file), "--out", "mine", "--config", str(other)]
+    chosen, _ = parse_job("train", "", "longarc train t.csv --out x", TrainConfig, words)
+    assert (chosen.data, chosen.seed, chosen.out) == ("b.csv", 5, "mine")
+
+
+def test_another_run_is_never_replaced_by_a_word_order(longarc, trained, tickets, tmp_path):
+    """``--overwrite`` is for the ``--out`` that was typed, not for that of the file."""
+    before = sorted(path.name for path in trained.iterdir()), (trained / "log.jsonl").read_bytes()
+    mine = tmp_path / "mine"
+    status, _, err = longarc(
+        "train", tickets, "--epochs", 1, "--out", mine, "--overwrite",
+        "--config", trained / "config.yaml",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert yaml.safe_load((mine / "config.yaml").read_text())["epochs"] == 1
+    after = sorted(path.name for path in trained.iterdir()), (trained / "log.jsonl").read_bytes()
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no such file. Expected a YAML file of options"),
+        (b"\xff\xfe\x00", "it is not UTF-8 at byte 0."),
+        (b"a: [1\nb: }", "it is not valid YAML: while parsing a flow sequence"),
+        (b"- 1\n", "it holds no options. Expected lines such as 'epochs: 3'."),
+        (b"", "it holds no options."),
+        (b"epohcs: 3", "no option --epohcs. Did you mean --epochs"),
+        (b"epochs: x", "--epochs is x. Expected a number"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why(longarc, tmp_path, content, said):
+    file = tmp_path / "options.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    for verb in ("train", "pretrain", "lr"):
+        status, _, err = longarc(verb, "t.csv", "--config", file, "--out", tmp_path / "run")
+        assert status == 2
+        assert said in err
+        assert "Traceback" not in err
+    status, _, err = longarc("train", "t.csv", "--config", tmp_path)
+    assert status == 2
+    assert "it is a folder" in err
+    status, _, err = longarc("train", "t.csv", "--out", "x", "--config")
+    assert status == 2
+    assert "--config: expected one argument" in err
