@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,9 @@ def run_names(runs: Sequence[SavedRun]) -> list[str]:
         if len(set(names)) == len(names):
             break
         names = ["/".join(p[-length:]) for p in parts]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise RunError(f"{twice[0]} was given twice; expected different run folders.")
+    for run, name in zip(runs, names, strict=True):
+        if names.count(name) > 1:
+            raise RunError(f"{run.folder} was given twice; expected different run folders.")
     return names
 
 
