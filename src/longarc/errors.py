@@ -47,6 +47,6 @@ def close_matches(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     lower = {choice.lower(): choice for choice in reversed(choices)}
     matches = difflib.get_close_matches(str(name).lower(), lower, n=2, cutoff=0.5)
-    near = [name] if name in choices else [lower[match] for match in matches]
+    near = [] if name in choices else [lower[match] for match in matches]
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{guess}Known: {', '.join(choices)}."

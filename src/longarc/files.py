@@ -119,23 +119,26 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, instead: str = "Name another --out.") -> None:
     """Raise RunError unless files can be made where ``path`` is to be, or the folders on its way.
 
-    It is tried with a file that has no name, so nothing is left.
+    It is tried with a file that has no name, so nothing is left. ``instead`` ends the message.
 
     >>> check_place(Path(tempfile.gettempdir()) / "new" / "page.html")
     """
     folder = path.absolute()
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise RunError(f"{link} is a link to {link.readlink()}, which is not there. {instead}")
     try:
         folder = next(parent for parent in folder.parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass
     except NotADirectoryError:
-        raise RunError(f"{folder} is a file, so {path} cannot be. Name another --out.") from None
+        raise RunError(f"{folder} is a file, so {path} cannot be. {instead}") from None
     except OSError as error:
         raise RunError(
-            f"cannot write {path}: {folder} takes no files ({error.strerror}). Name another --out."
+            f"cannot write {path}: {folder} takes no files ({error.strerror}). {instead}"
         ) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import yaml
 from hypothesis import given
@@ -31,6 +33,24 @@ def test_what_is_typed_counts_more_wherever_the_file_stands(options_file, typed,
     assert (chosen.loss, chosen.seed) == ("focal", 3)
 
 
+@pytest.mark.parametrize("verb", ["train", "lr"])
+def test_an_option_before_the_file_that_lacks_its_value_takes_no_other_word(
+    longarc, options_file, verb
+):
+    status, _, err = longarc(verb, "--text", "--config", options_file, "t.csv", "--out", "x")
+    assert (status, "--text: expected one argument" in err) == (2, True)
+    status, _, err = longarc(verb, "--config", "--config", options_file, "t.csv", "--out", "x")
+    assert (status, "--config: expected one argument" in err) == (2, True)
+
+
+def test_options_come_from_a_pipe_and_from_the_line_itself(start, tmp_path):
+    """A pipe can be read once."""
+    for words in (("--config", "/dev/stdin"), ("--config", "{epochs: 0}")):
+        process = start("lr", "t.csv", *words, stdin=subprocess.PIPE)
+        _, err = process.communicate("epochs: 0", timeout=60)
+        assert "--epochs is 0" in err
+
+
 def test_of_two_files_the_later_counts_more(options_file, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text("seed: 5\n")
@@ -44,8 +64,8 @@ def test_another_run_is_never_replaced_by_a_word_order(longarc, trained, tickets
     before = sorted(path.name for path in trained.iterdir()), (trained / "log.jsonl").read_bytes()
     mine = tmp_path / "mine"
     status, _, err = longarc(
-        "train", tickets, "--epochs", 1, "--out", mine, "--overwrite",
-        "--config", trained / "config.yaml",
+        "train", tickets, "--epochs", 1, "--out", mine, "--config", trained / "config.yaml",
+        "--overwrite",
     )  # fmt: skip
     assert (status, err) == (0, "")
     assert yaml.safe_load((mine / "config.yaml").read_text())["epochs"] == 1
@@ -74,6 +94,8 @@ def test_a_file_that_cannot_be_read_says_why(longarc, tmp_path, content, said):
         assert status == 2
         assert said in err
         assert "Traceback" not in err
+    status, _, err = longarc("check", "t.csv", "--config", file)
+    assert (status, "no option --config" in err) == (2, True)
     status, _, err = longarc("train", "t.csv", "--config", tmp_path)
     assert status == 2
     assert "it is a folder" in err

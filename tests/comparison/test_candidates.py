@@ -75,6 +75,11 @@ def test_numbers_are_read_as_the_command_line_reads_them():
     }
 
 
+def test_names_stay_as_they_were_typed():
+    given = "{1e-3: {learning_rate: 1e-3}, 0.001: {}, yes: {}, 2024-01-01: {}}"
+    assert list(read_candidates(given)) == ["1e-3", "0.001", "yes", "2024-01-01"]
+
+
 def test_hints_name_options_as_a_candidate_has_them():
     with pytest.raises(OptionError) as refused:
         make_candidates({**PLAIN, "x": {"freeze": True, "sampler": "class-balanced"}})

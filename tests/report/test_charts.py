@@ -1,11 +1,13 @@
 import re
 from xml.etree import ElementTree
 
+import altair as alt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longarc.report import charts, recall_chart, training_charts
+from longarc.report.drawing import data_of, panel
 from longarc.report.measures import ACCURACY, MACRO_F1, Figure
 from longarc.report.step_size_charts import CAPTIONS, step_size_curves
 
@@ -131,6 +133,20 @@ def test_step_size_curves_draw_what_the_monitors_wrote():
     short = step_size_curves([r for r in log if r["event"] != "sharpness"])
     assert [panel.title for panel in short] == list(CAPTIONS)[1:]
     assert [panel.title for panel in (sharpness, sizes, penalty)] == list(CAPTIONS)
+
+
+def test_a_long_label_may_be_cut_anywhere():
+    """Between the halves of an emoji too, as UTF-16 has it."""
+    drawn = 0
+    for before in range(8):
+        text = "x" * before + "😀" * 40
+
+        def make(width, text=text):
+            y = alt.Y("name:N", axis=alt.Axis(labelLimit=130))
+            return alt.Chart(data_of([{"name": text, "n": 1}])).mark_bar().encode(x="n:Q", y=y)
+
+        drawn += len(panel("title", "told", make).narrow) > 0
+    assert drawn == 8
 
 
 @given(

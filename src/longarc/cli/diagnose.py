@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
     if out is not None:
         check_unused(out, overwrite=chosen.overwrite)
     elif is_run(chosen.model):
-        check_place(Path(chosen.model).expanduser() / "diagnosis.html")
+        check_place(Path(chosen.model).expanduser() / "diagnosis.html", "Name a page with --out.")
     console = terminal(to_stderr=chosen.json)
     found = diagnose_documents(
         chosen.model,

@@ -116,8 +116,8 @@ def run(words: Sequence[str]) -> int:
         _check_writable(out)
         check_unused(out, overwrite=chosen.overwrite)
     opened = open_run(chosen.run)
-    if chosen.errors is not None or indexes:
-        check_place(opened.folder.explanations_file)
+    if chosen.errors is not None:
+        check_place(opened.folder.explanations_file, "Copy the run to where it can be written.")
     console = terminal(to_stderr=chosen.json)
     texts = _texts(opened, chosen, console)
     if indexes:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 import jsonargparse
 from jsonargparse import ActionYesNo
 
-from longarc.errors import close_matches
+from longarc.errors import RunError, close_matches
 
 T = TypeVar("T")
 
@@ -47,11 +47,14 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kept: Any) -> Any:
         """Parse, a ``--config`` file before all else: what is typed counts more, wherever it is."""
-        words = _config_first(list(sys.argv[1:] if args is None else args))
-        files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
-        for file in files:
-            if not file.startswith("--") and (problem := _problem_of_config(file)):
-                self.error(f"--config {file}: {problem}")
+        words = list(sys.argv[1:] if args is None else args)
+        if self._action_of("config"):
+            needing = [o for o, a in self._option_string_actions.items() if a.nargs is None]
+            files, words = _apart(words, needing)
+            for file in files:
+                if problem := _problem_of_config(file):
+                    self.error(f"--config {file}: {problem}")
+            words = [*(word for file in files for word in ("--config", file)), *words]
         return super().parse_args(words, *others, **kept)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -167,39 +170,57 @@ def _with_saved_config(words: list[str]) -> list[str]:
         out = word.partition("=")[2] if word.startswith("--out=") else None
         if word == "--out" and i + 1 < len(words):
             out = words[i + 1]
-        if out and (saved := Path(out).expanduser() / "config.yaml").is_file():
+        if out:
+            saved = Path(out).expanduser() / "config.yaml"
+            if not saved.is_file():
+                raise RunError(
+                    f"no run to go on with: there is no {saved}. Start it without --resume."
+                )
             return ["--config", str(saved), *words]
     return words
 
 
-def _config_first(words: list[str]) -> list[str]:
-    """The words with each ``--config`` and its file in front.
+def _apart(words: Sequence[str], needing: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files named by ``--config``, and the other words in their order.
 
-    >>> _config_first(["t.csv", "--epochs", "2", "--config", "c.yaml", "--json"])
-    ['--config', 'c.yaml', 't.csv', '--epochs', '2', '--json']
+    One that follows an option in ``needing``, which lacks its value, stays where it is, and so does
+    one without a file: for the parser to say so.
+
+    >>> _apart(["t.csv", "--epochs", "2", "--config", "c.yaml", "--json"], ["--epochs"])
+    (['c.yaml'], ['t.csv', '--epochs', '2', '--json'])
+    >>> _apart(["--epochs", "--config", "c.yaml"], ["--epochs"])
+    ([], ['--epochs', '--config', 'c.yaml'])
     """
     files: list[str] = []
     others: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name != "--config":
-            others.append(word)
-        elif (file := value if equals else next(rest, None)) is None:
-            others.append(word)  # for the parser to miss its file
+    i = 0
+    while i < len(words) and words[i] != "--":
+        name, equals, value = words[i].partition("=")
+        file = value if equals else next(iter(words[i + 1 : i + 2]), "--")
+        lacking = bool(others) and others[-1] in needing
+        if name == "--config" and not file.startswith("--") and not lacking:
+            files.append(file)
+            i += 1 if equals else 2
         else:
-            files += [name, file]
-    return [*files, *others]
+            others.append(words[i])
+            i += 1
+    return files, [*others, *words[i:]]
 
 
 def _problem_of_config(file: str) -> str | None:
     """Why a ``--config`` file cannot be read; None if it can."""
     path = Path(file).expanduser()
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
-        return f"{what}. Expected a YAML file of options, such as a run's config.yaml."
+    expected = "Expected a YAML file of options, such as a run's config.yaml."
+    if path.is_dir():
+        return f"it is a folder. {expected}"
+    if path.exists() and not path.is_file():
+        return None  # a pipe can be read once
     try:
-        found = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
+        read = jsonargparse.get_loader("yaml")
+        if not path.exists():  # the parser takes options themselves, too
+            found = isinstance(read(file), dict)
+            return None if found else f"there is no such file. {expected}"
+        found = read(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         return f"it is not UTF-8 at byte {error.start}."
     except OSError as error:

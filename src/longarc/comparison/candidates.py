@@ -195,7 +195,7 @@ def what_differs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as the options of the command line are read: ``1e-3`` is a number, without a point."""
+    """YAML in which ``1e-3`` is a number without a point, as on the command line."""
 
 
 _Loader.add_implicit_resolver(
@@ -207,15 +207,18 @@ _Loader.add_implicit_resolver(
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        found = yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            return None if node is None else loader.construct_document(node)
+        names = [key.value for key, _ in node.value]
+        # A name stays as it was typed: 1e-3 and 0.001 are two.
+        found = [loader.construct_object(value, deep=True) for _, value in node.value]
     except yaml.YAMLError as error:
         raise OptionError(f"{where} is not valid YAML: {error}") from None
-    if isinstance(node, yaml.MappingNode):
-        names = [key.value for key, _ in node.value]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise OptionError(f"candidate {twice!r} comes twice in {where}. Rename one.")
-    return found
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise OptionError(f"candidate {twice!r} comes twice in {where}. Rename one.")
+    return dict(zip(names, found, strict=True))
 
 
 def _check_name(name: str) -> None:

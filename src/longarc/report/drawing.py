@@ -6,6 +6,7 @@ the page's style sheet shows the one that fits.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ WHOLE = "datum.value % 1 ? '' : format(datum.value, ',d')"
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_BEYOND = re.compile("[\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -123,4 +125,9 @@ def _svg(chart: Any) -> Markup:
         )
     )
     # altair writes the specification; no data is fetched, because all of it is in there.
-    return Markup(vl_convert.vegalite_to_svg(styled.to_dict()))
+    drawing = json.dumps(styled.to_dict(), ensure_ascii=False)
+    try:
+        return Markup(vl_convert.vegalite_to_svg(drawing))
+    except ValueError:
+        # Vega cuts a long label between the halves of a character beyond U+FFFF, and then fails.
+        return Markup(vl_convert.vegalite_to_svg(_BEYOND.sub("\ufffd", drawing)))

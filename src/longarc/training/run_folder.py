@@ -189,7 +189,7 @@ def open_run_folder(
     if not folder.path.is_dir():
         raise RunError(
             f"no run folder at {folder.path}. Make one with: "
-            f"longarc {kind.verb} DATA --out {folder.path}"
+            f"longarc {kind.verb} DATA --out {shlex.quote(str(folder.path))}"
         )
     if (folder.path / "compare.yaml").is_file():
         raise RunError(
