@@ -51,6 +51,14 @@ def test_options_come_from_a_pipe_and_from_the_line_itself(start, tmp_path):
         assert "--epochs is 0" in err
 
 
+@pytest.mark.parametrize("verb", ["train", "pretrain"])
+def test_resuming_where_there_is_no_run_says_so(longarc, tmp_path, verb):
+    out = tmp_path / "ticktes"
+    status, _, err = longarc(verb, "--resume", "--out", out)
+    assert status == 1
+    assert f"there is no {out / 'config.yaml'}. Start it without --resume." in err
+
+
 def test_of_two_files_the_later_counts_more(options_file, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text("seed: 5\n")

@@ -331,6 +331,24 @@ def test_comparison_warns_loudly_of_different_data(two_runs, tmp_path):
     assert "It is not known whether the runs were measured on the same documents" in page.text
 
 
+def test_the_caption_tells_of_the_charts_that_are_there(run_folder, tmp_path):
+    """A short training has no sharpness."""
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    kept = [
+        r
+        for r in map(json.loads, (copy / "log.jsonl").read_text().splitlines())
+        if r["event"] not in ("update", "sharpness")
+    ]
+    update = {"event": "update", "step": 2, "update_ratio": 1e-4, "implicit_share": 0.01}
+    sharp = {"event": "sharpness", "step": 2, "critical_sharpness": 3e3}
+    for records, told in (([update], False), ([update, sharp], True)):
+        lines = "".join(json.dumps(record) + "\n" for record in kept + records)
+        (copy / "log.jsonl").write_text(lines, encoding="utf-8")
+        page = Page(write_report([copy]))
+        assert "How far a step moves the weights." in page.text
+        assert ("a step that overshot" in page.text) == told
+
+
 def test_what_cannot_be_compared_is_refused(two_runs, multi_label_run, tmp_path):
     with pytest.raises(RunError, match="say where the comparison goes"):
         write_report(two_runs)
