@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longarc.cli.parser import parse_job
@@ -23,6 +23,7 @@ def options_file(tmp_path_factory):
     return path
 
 
+@settings(deadline=None, max_examples=40)  # a parser of all options is built each time
 @given(st.permutations(TYPED), st.integers(0, len(TYPED)), st.booleans())
 def test_what_is_typed_counts_more_wherever_the_file_stands(options_file, typed, place, joined):
     file = [f"--config={options_file}"] if joined else ["--config", str(options_file)]
