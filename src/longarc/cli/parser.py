@@ -164,7 +164,11 @@ def parse_job(
 
 def _with_saved_config(words: list[str]) -> list[str]:
     """``--resume --out RUN`` alone goes on with the options the run was started with."""
-    if "--resume" not in words or any(word.split("=")[0] == "--config" for word in words):
+    if (
+        "--resume" not in words
+        or "--overwrite" in words
+        or any(word.split("=")[0] == "--config" for word in words)
+    ):
         return words
     for i, word in enumerate(words):
         out = word.partition("=")[2] if word.startswith("--out=") else None
@@ -174,7 +178,7 @@ def _with_saved_config(words: list[str]) -> list[str]:
             saved = Path(out).expanduser() / "config.yaml"
             if not saved.is_file():
                 raise RunError(
-                    f"no run to go on with: there is no {saved}. Start it without --resume."
+                    f"no run folder to go on with: there is no {saved}. Start it without --resume."
                 )
             return ["--config", str(saved), *words]
     return words
