@@ -88,12 +88,13 @@ def test_a_stopped_verb_says_so(start, tickets, tiny_model, number):
     assert "Traceback" not in err
 
 
-def test_a_wrong_column_is_answered_with_the_verbs_own_option(longarc, trained, tickets):
+def test_a_wrong_column_is_answered_with_the_verbs_own_option(longarc, trained, tickets, tmp_path):
     """``--text`` of longarc explain is a text."""
     command = ("explain", trained, tickets, "--column", "bdy")
     status, _, err = longarc(*command)
     assert status == 1
     assert "no column 'bdy'. Did you mean body?" in err
     assert err.rstrip().endswith("Name the column with --column.")
-    _, _, err = longarc("predict", trained, tickets, "--text", "bdy", "--out", "p.csv")
+    out = tmp_path / "p.csv"
+    _, _, err = longarc("predict", trained, tickets, "--text", "bdy", "--out", out)
     assert err.rstrip().endswith("Name the column with --text.")

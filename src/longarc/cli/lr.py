@@ -23,6 +23,8 @@ _OF_NO_MATTER = (
 )  # fmt: skip
 """Options of a training that the search does not look at: a run's config.yaml may have them."""
 
+_ITS_OWN = ("out", "overwrite")
+"""Of the search's folder here, not of the run's."""
 
 _REFUSED = {
     "--learning-rate": "it is what is searched for",
@@ -45,8 +47,8 @@ def run(words: Sequence[str]) -> int:
         "--config", action="config", help="YAML file of options, such as a run's config.yaml"
     )
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "data"]
-    add_options(parser, TrainConfig, [n for n in names if n not in ("out", "overwrite")])
-    parser.hide([name for name in _OF_NO_MATTER if name not in ("out", "overwrite")])
+    add_options(parser, TrainConfig, [name for name in names if name not in _ITS_OWN])
+    parser.hide([name for name in _OF_NO_MATTER if name not in _ITS_OWN])
     parser.add_argument("--provenance", type=dict | None, default=None, help=argparse.SUPPRESS)
     parser.add_argument(
         "--candidates", type=int, default=CANDIDATES, help="rates to try, each in a short run"
