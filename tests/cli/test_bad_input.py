@@ -62,6 +62,11 @@ def test_a_bad_table(longarc, tiny_model, tmp_path, name, verb):
         (["{data}", "--model", "{dir}"], ["config.json"]),
         (["{data}", "--max-length", "65"], ["65", "64"]),
         (["{data}", "--validation-fraction", "1.5"], ["1.5", "between"]),
+        (
+            ["{data}", "--validation-fraction", "0.6", "--test-fraction", "0.4"],
+            ["--validation-fraction 0.6 and --test-fraction 0.4 leave nothing to train on"],
+        ),
+        (["{data}", "--label-separator="], ["--label-separator is empty", "such as ';'"]),
         (["{data}", "--seed", "-1"], ["--seed is -1", "between"]),
         (["{data}", "--test", "{dir}/nothing.csv"], ["nothing.csv"]),
         (["{data}", "--freeze", "--head-start", "scratch"], ["--freeze", "scratch"]),

@@ -60,6 +60,12 @@ def test_resuming_where_there_is_no_run_says_so(longarc, tmp_path, verb):
     assert f"there is no {out / 'config.yaml'}. Start it without --resume." in err
 
 
+def test_a_typed_option_is_not_blamed_on_the_file(longarc, options_file):
+    status, _, err = longarc("train", "--config", options_file, "--epochs", "x")
+    assert status == 2
+    assert err.startswith("longarc train: --epochs is x.")
+
+
 def test_of_two_files_the_later_counts_more(options_file, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text("seed: 5\n")
@@ -90,8 +96,9 @@ def test_another_run_is_never_replaced_by_a_word_order(longarc, trained, tickets
         (b"a: [1\nb: }", "it is not valid YAML: while parsing a flow sequence"),
         (b"- 1\n", "it holds no options. Expected lines such as 'epochs: 3'."),
         (b"", "it holds no options."),
-        (b"epohcs: 3", "no option --epohcs. Did you mean --epochs"),
-        (b"epochs: x", "--epochs is x. Expected a number"),
+        (b"epohcs: 3", "FILE: no option --epohcs. Did you mean --epochs"),
+        (b"epochs: x", "FILE: --epochs is x. Expected a number"),
+        (b"config: b.yaml", "it names another file, config. Copy that one's options into it."),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(longarc, tmp_path, content, said):
@@ -101,10 +108,12 @@ def test_a_file_that_cannot_be_read_says_why(longarc, tmp_path, content, said):
     for verb in ("train", "pretrain", "lr"):
         status, _, err = longarc(verb, "t.csv", "--config", file, "--out", tmp_path / "run")
         assert status == 2
-        assert said in err
+        assert said.replace("FILE", f"--config {file}") in err
         assert "Traceback" not in err
     status, _, err = longarc("check", "t.csv", "--config", file)
     assert (status, "no option --config" in err) == (2, True)
+    status, _, err = longarc("train", "t.csv", "--config", "nowhere: [1")
+    assert (status, "it is not valid YAML" in err) == (2, True)
     status, _, err = longarc("train", "t.csv", "--config", tmp_path)
     assert status == 2
     assert "it is a folder" in err

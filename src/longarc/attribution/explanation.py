@@ -10,6 +10,12 @@ import numpy as np
 
 from longarc.errors import OptionError
 
+MEASURES = ("logit", "margin", "loss")
+"""What may be explained: a class's logit, its margin over another, its loss."""
+
+METHODS = ("exact", "indexed")
+"""By which it may be: a replay of the whole training, an estimate from a few checkpoints."""
+
 
 class Contribution(NamedTuple):
     """One training example's part: its index, its label, the signed amount, and its text.

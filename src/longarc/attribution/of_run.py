@@ -12,12 +12,12 @@ import torch
 
 from longarc.attribution.counterfactual import effects
 from longarc.attribution.effects import Effects
-from longarc.attribution.explanation import Explanation
+from longarc.attribution.explanation import MEASURES, METHODS, Explanation
 from longarc.attribution.index import store
 from longarc.attribution.index.answer import explain_by_index
 from longarc.attribution.index.build import Progress, build_index
 from longarc.attribution.kernel_machine import KernelMachine
-from longarc.attribution.query import MEASURES, Query, measure
+from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
 from longarc.errors import OptionError, RunError, close_matches
 from longarc.objectives.losses.registry import build_loss
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from longarc.objectives.losses.contract import Loss
     from longarc.training.prediction import Predictor
     from longarc.training.run_folder import RunFolder
-
-METHODS = ("exact", "indexed")
 
 
 def explain_run(

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from longarc.attribution.explanation import MEASURES
 from longarc.errors import OptionError
 
 Measure = Literal["logit", "margin", "loss"]
-MEASURES = ("logit", "margin", "loss")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ def run(words: Sequence[str]) -> int:
     add_options(parser, TrainConfig, OPTIONS)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))
+    options = {name: getattr(chosen, name) for name in OPTIONS}
+    config = TrainConfig(data=chosen.data, out="(none)", **options)
+    config.validate()
     refuse_missing(chosen.data, chosen.validation, chosen.test)
     from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.data.terminal import print_check
@@ -36,8 +39,6 @@ def run(words: Sequence[str]) -> int:
 
     quiet_libraries()
     console = terminal(to_stderr=chosen.json)
-    options = {name: getattr(chosen, name) for name in OPTIONS}
-    config = TrainConfig(data=chosen.data, out="(none)", **options)
     found = prepare(config, Reporter(console), refuse=False).check
     if chosen.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))

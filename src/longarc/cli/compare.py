@@ -9,6 +9,8 @@ from typing import Any
 
 from longarc.cli.parser import Parser, add_options, as_typed, help_of
 from longarc.comparison.config import CompareConfig
+from longarc.comparison.folder import refuse_existing
+from longarc.data.table import refuse_missing
 from longarc.training.config import TrainConfig
 from longarc.training.option_fields import flag
 
@@ -40,6 +42,10 @@ def run(words: Sequence[str]) -> int:
     if not chosen.out:
         parser.error("no --out: name a folder for the comparison, e.g. --out runs/compare")
     config = CompareConfig(**{name: getattr(chosen, name) for name in [*names, "data"]})
+    if not config.resume:  # before what takes seconds to load
+        config.validate()
+        refuse_existing(config)
+        refuse_missing(config.data, config.validation, config.test)
     from longarc.cli.terminal import terminal
     from longarc.comparison.compare import Comparison
     from longarc.comparison.job import run_comparison

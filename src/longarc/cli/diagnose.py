@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from longarc.cli.parser import Parser, as_typed
 from longarc.data.table import refuse_missing
+from longarc.files import check_page, check_place, check_unused
+from longarc.options import check_whole
+from longarc.training.run_folder import is_run
 
 
 def run(words: Sequence[str]) -> int:
@@ -44,21 +48,23 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
     chosen = parser.parse_args(list(words))
+    # Before what takes seconds to load.
     refuse_missing(chosen.data)
-    from pathlib import Path
-
-    from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.files import check_page, check_place, check_unused
-    from longarc.report.diagnosis import print_diagnosis, save_diagnosis
-    from longarc.training.diagnosis import diagnose_documents, is_run
-    from longarc.training.progress import Reporter
-
-    quiet_libraries()
+    check_whole("--documents", chosen.documents, at_least=1)
+    if chosen.max_length is not None:
+        check_whole("--max-length", chosen.max_length, at_least=2)
+    of_run = is_run(chosen.model)
     out = None if chosen.out is None else check_page(chosen.out)
     if out is not None:
         check_unused(out, overwrite=chosen.overwrite)
-    elif is_run(chosen.model):
+    elif of_run:
         check_place(Path(chosen.model).expanduser() / "diagnosis.html", "Name a page with --out.")
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.report.diagnosis import print_diagnosis, save_diagnosis
+    from longarc.training.diagnosis import diagnose_documents
+    from longarc.training.progress import Reporter
+
+    quiet_libraries()
     console = terminal(to_stderr=chosen.json)
     found = diagnose_documents(
         chosen.model,
@@ -71,7 +77,7 @@ def run(words: Sequence[str]) -> int:
         seed=chosen.seed,
         reporter=Reporter(console),
     ).to_dict()
-    page = save_diagnosis(found, run=chosen.model if is_run(chosen.model) else None, out=out)
+    page = save_diagnosis(found, run=chosen.model if of_run else None, out=out)
     if chosen.json:
         print(json.dumps(found | {"path": None if page is None else str(page)}, ensure_ascii=False))
         return 0

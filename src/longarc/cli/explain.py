@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
 from longarc.data.table import refuse_missing
+from longarc.data.table_writer import check_writable
+from longarc.errors import DataError, OptionError
+from longarc.files import check_page, check_place, check_unused
+from longarc.options import check_choice, check_whole
 from longarc.training.run_folder import open_run_folder
 
 EFFECTS = "effects"
@@ -78,57 +83,37 @@ def run(words: Sequence[str]) -> int:
     chosen = parser.parse_args(list(words))
     given = [each is not None for each in (chosen.data, chosen.text, chosen.errors)]
     asked = any(given)
-    if sum(given) != 1 and (asked or not chosen.build_index):
+    if sum(given) > 1:
+        parser.error("a table, --text and --errors exclude each other: name one of them")
+    if not asked and not chosen.build_index:
         parser.error("name a table of texts, or give one text with --text, or ask for --errors 3")
     if chosen.errors is not None and (chosen.label is not None or chosen.of != "logit"):
         parser.error("--errors explains margins of the class that was taken: drop --label and --of")
     if chosen.errors is not None and chosen.method == EFFECTS:
         parser.error("the report shows errors by contributions that add up: drop --method effects")
-    open_run_folder(chosen.run)  # before what takes seconds to load
+    # Before what takes seconds to load.
+    folder = open_run_folder(chosen.run)
+    _check(chosen)
+    if chosen.errors is not None:
+        check_place(folder.explanations_file, "Copy the run to where it can be written.")
     refuse_missing(chosen.data)
-    from pathlib import Path
-
+    out = None if chosen.out is None else _check_out(chosen.out, overwrite=chosen.overwrite)
     from longarc.api import open_run
-    from longarc.attribution.of_run import METHODS
     from longarc.cli.terminal import quiet_libraries, terminal
-    from longarc.errors import OptionError
-    from longarc.files import check_place, check_unused
-    from longarc.options import check_choice, check_whole
 
     quiet_libraries()
-    check_choice("method", chosen.method, (*METHODS, EFFECTS))
-    top = check_whole("--top", chosen.top, at_least=1)
-    if chosen.errors is not None:
-        check_whole("--errors", chosen.errors, at_least=1)
-    if chosen.rows is not None and chosen.data is None:
-        raise OptionError("--rows is for the rows of a table, and none is named. Drop it.")
-    if chosen.tolerance is None:
-        chosen.tolerance = 1e-3
-    elif chosen.method != "exact":
-        raise OptionError(f"--tolerance is for --method exact, not {chosen.method}. Drop it.")
-    indexes = chosen.build_index or chosen.method == "indexed"
-    for name in ("checkpoints", "dimensions", "overwrite_index"):
-        if getattr(chosen, name) and not indexes:
-            word = name.replace("_", "-")
-            raise OptionError(f"--{word} is for an index: add --build-index or --method indexed.")
-    out = None if chosen.out is None else Path(chosen.out).expanduser()
-    if out is not None:
-        _check_writable(out)
-        check_unused(out, overwrite=chosen.overwrite)
     opened = open_run(chosen.run)
-    if chosen.errors is not None:
-        check_place(opened.folder.explanations_file, "Copy the run to where it can be written.")
     console = terminal(to_stderr=chosen.json)
     texts = _texts(opened, chosen, console)
-    if indexes:
+    if _wants_index(chosen):
         index = _index(opened, chosen, console)
         if not asked:
             return _tell_index(index, chosen, console)
     if chosen.errors is None:
         found = _explain(opened, texts, chosen, console)
     else:
-        texts, found = _explain_errors(opened, top, chosen, console)
-    rows = [{"text": text, **e.to_dict(top)} for text, e in zip(texts, found, strict=True)]
+        texts, found = _explain_errors(opened, chosen, console)
+    rows = [{"text": text, **e.to_dict(chosen.top)} for text, e in zip(texts, found, strict=True)]
     if out is not None:
         _write(out, opened, rows, found)
     if chosen.json:
@@ -142,6 +127,42 @@ def run(words: Sequence[str]) -> int:
         report = opened.path / "report.html"
         console.print(f"report   {report}", markup=False, soft_wrap=True)
     return 0
+
+
+def _check(chosen: Any) -> None:
+    """Complete the options that have no value yet; OptionError for what does not go together."""
+    from longarc.attribution.explanation import MEASURES, METHODS
+
+    check_choice("method", chosen.method, (*METHODS, EFFECTS))
+    check_choice("measure", chosen.of, MEASURES)
+    check_whole("--top", chosen.top, at_least=1)
+    for name in ("errors", "rows"):
+        if getattr(chosen, name) is not None:
+            check_whole(f"--{name}", getattr(chosen, name), at_least=1)
+    if chosen.rows is not None and chosen.data is None:
+        raise OptionError("--rows is for the rows of a table, and none is named. Drop it.")
+    if chosen.tolerance is None:
+        chosen.tolerance = 1e-3
+    elif chosen.method != "exact":
+        raise OptionError(f"--tolerance is for --method exact, not {chosen.method}. Drop it.")
+    for name in ("checkpoints", "dimensions", "overwrite_index"):
+        if getattr(chosen, name) and not _wants_index(chosen):
+            word = name.replace("_", "-")
+            raise OptionError(f"--{word} is for an index: add --build-index or --method indexed.")
+
+
+def _wants_index(chosen: Any) -> bool:
+    return chosen.build_index or chosen.method == "indexed"
+
+
+def _check_out(named: str, *, overwrite: bool) -> Path:
+    """The file to write; OptionError where it is there already or its ending says nothing."""
+    out = Path(named).expanduser()
+    if out.suffix.lower() in PAGES:
+        check_page(out)
+    else:
+        check_writable(out, *PAGES)
+    return check_unused(out, overwrite=overwrite)
 
 
 def _index(opened: Any, chosen: Any, console: Any) -> Any:
@@ -219,12 +240,10 @@ def _replay(opened: Any, chosen: Any, console: Any) -> Any:
     return Reporter(console).task("replaying the training", steps)
 
 
-def _explain_errors(
-    opened: Any, top: int, chosen: Any, console: Any
-) -> tuple[list[str], list[Any]]:
+def _explain_errors(opened: Any, chosen: Any, console: Any) -> tuple[list[str], list[Any]]:
     from longarc.report.saved import read_explained
 
-    options = {"top": top, "method": chosen.method, "tolerance": chosen.tolerance}
+    options = {"top": chosen.top, "method": chosen.method, "tolerance": chosen.tolerance}
     with _replay(opened, chosen, console) as advance:
         found = opened.explain_errors(chosen.errors, advance=advance, **options)
     entries = read_explained(opened.folder.explanations_file)
@@ -239,10 +258,8 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
     from longarc.data.cells import as_texts
     from longarc.data.columns import choose_columns
     from longarc.data.table import open_table
-    from longarc.errors import DataError
-    from longarc.options import check_whole
 
-    most = check_whole("--rows", 16 if chosen.rows is None else chosen.rows, at_least=1)
+    most = 16 if chosen.rows is None else chosen.rows
     table = open_table(chosen.data)
     named = chosen.column or opened.config.text
     column = choose_columns(table, named, need_label=False, text_option="--column").text
@@ -256,16 +273,6 @@ def _texts(opened: Any, chosen: Any, console: Any) -> list[str]:
         told = f"{empty} of the {len(rows)} texts {many} empty and left out"
         console.print(told, markup=False)
     return texts
-
-
-def _check_writable(out: Any) -> None:
-    from longarc.data.table_writer import check_writable
-    from longarc.files import check_page
-
-    if out.suffix.lower() in PAGES:
-        check_page(out)
-    else:
-        check_writable(out, *PAGES)
 
 
 def _write(out: Any, opened: Any, rows: list[dict[str, Any]], found: list[Any]) -> None:

@@ -73,14 +73,15 @@ def run(words: Sequence[str]) -> int:
         check_loss_options(config.loss)
     check_regularizers(config.regularizers)
     refuse_missing(config.data, config.validation, config.test, config.unlabelled)
-    from longarc.cli.terminal import quiet_libraries, terminal
     from longarc.report.learning_rate import print_search, refuse_existing, write_search
-    from longarc.training.learning_rate.job import find_learning_rate
 
     # A run's config.yaml names the run's folder, which is not for this.
     out = chosen.out if any(word.split("=")[0] == "--out" for word in words) else None
     if out:
         refuse_existing(out, overwrite=bool(chosen.overwrite))
+    from longarc.cli.terminal import quiet_libraries, terminal
+    from longarc.training.learning_rate.job import find_learning_rate
+
     quiet_libraries()
     console = terminal(to_stderr=chosen.json)
     found = find_learning_rate(

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 import jsonargparse
 from jsonargparse import ActionYesNo
 
-from longarc.errors import RunError, close_matches
+from longarc.errors import OptionError, RunError, close_matches
 
 T = TypeVar("T")
 
@@ -44,6 +44,8 @@ class Parser(jsonargparse.ArgumentParser):
             allow_abbrev=False,  # what is typed is printed again, for other verbs to read
         )
         self.hints = hints or {}
+        self.origins: dict[str, str] = {}
+        """The ``--config`` file of each option that is not typed."""
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kept: Any) -> Any:
         """Parse, a ``--config`` file before all else: what is typed counts more, wherever it is."""
@@ -52,28 +54,35 @@ class Parser(jsonargparse.ArgumentParser):
             needing = [o for o, a in self._option_string_actions.items() if a.nargs is None]
             files, words = _apart(words, needing)
             for file in files:
-                if problem := _problem_of_config(file):
+                try:
+                    self.origins |= dict.fromkeys(_options_in(file), file)
+                except OptionError as problem:
                     self.error(f"--config {file}: {problem}")
+            for word in words:
+                self.origins.pop(word.split("=")[0].removeprefix("--").replace("-", "_"), None)
             words = [*(word for file in files for word in ("--config", file)), *words]
         return super().parse_args(words, *others, **kept)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the message, with close matches for an unknown option, and exit."""
+        origin = ""
         unknown = re.search(r"[Uu]nrecognized arguments: (-\S+)", message)
         in_file = re.search(r"Option '(\S+)' is not accepted", message)
         if unknown or in_file:
             known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
             name = unknown[1] if unknown else f"--{in_file[1].replace('_', '-')}" if in_file else ""
+            origin = self._origin_of(in_file[1]) if in_file else ""
             message = f"no option {name}. {self.hints.get(name) or near(name, known)}"
         wrong = re.search(r"Parser key \"(\w+)\":", message)
         if wrong and (action := self._action_of(wrong[1])):
             given = re.search(r"(?:Got value|Given value|value): (.*)", message)
             found = f" is {given[1].rstrip('.')}" if given else " cannot be read"
-            kind = {int: "a whole number", float: "a number"}.get(
-                getattr(action, "_typehint", None) or action.type, ""
-            )
+            hint = getattr(action, "_typehint", None) or action.type
+            kinds = {int: "a whole number", float: "a number"}
+            kind = next((kinds[k] for k in (hint, *get_args(hint)) if k in kinds), "")
             chosen = action.choices or "Literal" in str(getattr(action, "_typehint", ""))
             kind = f"one of {self._choices_of(action)}" if chosen else kind
+            origin = self._origin_of(wrong[1])
             message = f"{self._called(wrong[1])}{found}.{_expected(action, kind)}"
         elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
             action = self._action_of(unread[1].replace("-", "_"))
@@ -83,7 +92,7 @@ class Parser(jsonargparse.ArgumentParser):
         if missing:
             names = [self._called(name) for name in missing[1].split(", ")]
             message = f"missing {' and '.join(names)}. {self.epilog}"
-        print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {origin}{message}\nTry: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
     def hide(self, names: Sequence[str]) -> None:
@@ -91,6 +100,10 @@ class Parser(jsonargparse.ArgumentParser):
         for action in self._actions:
             if action.dest in names:
                 action.help = argparse.SUPPRESS
+
+    def _origin_of(self, option: str) -> str:
+        """The ``--config`` file that an option is from, for the start of an error; else nothing."""
+        return f"--config {self.origins[option]}: " if option in self.origins else ""
 
     def _action_of(self, name: str) -> argparse.Action | None:
         return next((a for a in self._actions if a.dest == name), None)
@@ -211,29 +224,30 @@ def _apart(words: Sequence[str], needing: Sequence[str]) -> tuple[list[str], lis
     return files, [*others, *words[i:]]
 
 
-def _problem_of_config(file: str) -> str | None:
-    """Why a ``--config`` file cannot be read; None if it can."""
+def _options_in(file: str) -> dict[str, Any]:
+    """The options of a ``--config`` file, none of a pipe; OptionError for what cannot be read."""
     path = Path(file).expanduser()
     expected = "Expected a YAML file of options, such as a run's config.yaml."
     if path.is_dir():
-        return f"it is a folder. {expected}"
+        raise OptionError(f"it is a folder. {expected}")
     if path.exists() and not path.is_file():
-        return None  # a pipe can be read once
+        return {}  # a pipe can be read once
     try:
-        read = jsonargparse.get_loader("yaml")
-        if not path.exists():  # the parser takes options themselves, too
-            found = isinstance(read(file), dict)
-            return None if found else f"there is no such file. {expected}"
-        found = read(path.read_text(encoding="utf-8"))
+        # The parser takes options themselves, too.
+        text = path.read_text(encoding="utf-8") if path.exists() else file
+        found = jsonargparse.get_loader("yaml")(text)
     except UnicodeDecodeError as error:
-        return f"it is not UTF-8 at byte {error.start}."
+        raise OptionError(f"it is not UTF-8 at byte {error.start}.") from None
     except OSError as error:
-        return f"it cannot be read, {error.strerror}."
+        raise OptionError(f"it cannot be read, {error.strerror}.") from None
     except Exception as error:
-        return f"it is not valid YAML: {' '.join(str(error).split())}."
+        raise OptionError(f"it is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(found, dict):
-        return "it holds no options. Expected lines such as 'epochs: 3'."
-    return None
+        there = "it holds no options. Expected lines such as 'epochs: 3'."
+        raise OptionError(there if path.exists() else f"there is no such file. {expected}")
+    if "config" in found:
+        raise OptionError("it names another file, config. Copy that one's options into it.")
+    return found
 
 
 def as_typed(value: object) -> str | None:

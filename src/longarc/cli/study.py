@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
+from longarc.data.table import refuse_missing
 from longarc.studies.registry import QUICKLY, STUDIES, run_study
 
 
@@ -32,8 +34,6 @@ def run(words: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(list(words))
-    from pathlib import Path
-
     from longarc.cli.terminal import terminal
     from longarc.training.progress import Reporter
 
@@ -47,6 +47,7 @@ def run(words: Sequence[str]) -> int:
             for line in _lines(name, said):
                 console.print(line, markup=False, soft_wrap=True)
         return 0
+    refuse_missing(*(chosen.tables or ()))
     out = chosen.out or str(Path("studies", chosen.name))
     result = run_study(
         chosen.name,

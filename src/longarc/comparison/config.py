@@ -14,6 +14,7 @@ from longarc.training.option_fields import (
     check_kinds,
     check_out,
     check_ranges,
+    check_split,
     option,
 )
 
@@ -84,6 +85,7 @@ class CompareConfig:
                 "documents": (1, None), "repeats": (1, None),
             },
         )  # fmt: skip
+        check_split(self)
         check_choices(self)
         for seed in self.every_seed:
             check_whole("--seeds", seed, at_most=2**32 - 1)

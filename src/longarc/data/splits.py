@@ -102,7 +102,7 @@ def make_splits(
             raise DataError(
                 f"{examples.source}: {len(examples)} examples are too few for a {name} split: "
                 "every class keeps a text in train, and equal texts stay together. Add examples, "
-                f"or give a {name} file."
+                f"or name a table of its own with --{name}."
             )
     return Splits(made["train"], validation or made.get("validation"), test or made.get("test"))
 

@@ -195,13 +195,14 @@ def run_study(
         raise OptionError(
             f"The study {name!r} takes no tables: leave them out. Known to: {', '.join(takers)}."
         )
-    import torch
-
-    from longarc.machine import describe_gpu, describe_machine
     from longarc.studies.study import refuse_existing, write_study
 
     folder = Path("studies", name) if out is None else Path(out).expanduser()
     refuse_existing(folder, overwrite=overwrite)
+    import torch
+
+    from longarc.machine import describe_gpu, describe_machine
+
     module, _, function = info.path.partition(":")
     given = {"tables": tables, "reporter": reporter}
     further = {option: given[option] for option in info.takes}

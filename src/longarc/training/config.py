@@ -21,6 +21,7 @@ from longarc.training.option_fields import (
     check_only_with,
     check_out,
     check_ranges,
+    check_split,
     differing,
     option,
 )
@@ -158,7 +159,7 @@ class TrainConfig:
         f"default: {default_of('learning_rate')}",
     )
     head_learning_rate: float | None = option(
-        None, "peak step size of the head; default: as learning_rate"
+        None, "peak step size of the head; default: as --learning-rate"
     )
     layer_decay: float = option(
         None,
@@ -229,6 +230,7 @@ class TrainConfig:
             del ranges["learning_rate"]
             self._refuse_search()
         check_ranges(self, ranges)
+        check_split(self)
         check_choices(self)
         check_fits_model(self)
         if self.freeze and self.head_start == "scratch":

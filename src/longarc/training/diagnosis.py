@@ -28,7 +28,7 @@ from longarc.training.config import TrainConfig
 from longarc.training.prediction import chosen_device, trained_loss
 from longarc.training.progress import Reporter
 from longarc.training.reading_length import DEFAULT_LENGTH
-from longarc.training.run_folder import is_pretraining, open_run_folder
+from longarc.training.run_folder import is_pretraining, is_run, open_run_folder
 from longarc.training.starting_model import starting_model
 
 if TYPE_CHECKING:
@@ -59,12 +59,6 @@ class Diagnosed:
         """What ``diagnosis.json`` holds."""
         about = {n: getattr(self, n) for n in ("model", "data", "followed", "max_length")}
         return about | self.diagnosis.to_dict()
-
-
-def is_run(name: str | Path) -> bool:
-    """Whether a name is the folder of a classifier's run, rather than a model."""
-    folder = Path(name).expanduser()
-    return (folder / "config.yaml").is_file() and not is_pretraining(folder)
 
 
 def diagnose_documents(

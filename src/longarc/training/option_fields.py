@@ -59,10 +59,31 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float | None]]) 
         if value is None:
             continue
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise OptionError(f"{flag(name)} is {value!r}: expected a number.")
+            raise OptionError(f"{flag(name)} is {value!r}: expected a finite number.")
         if not low <= value <= (high if high is not None else float("inf")):
             bound = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise OptionError(f"{flag(name)} is {value}: expected {bound}.")
+
+
+def check_split(config: Any) -> None:
+    """Raise OptionError for fractions that leave nothing, and for a separator that is none."""
+    parts = {
+        flag(f"{name}_fraction"): getattr(config, f"{name}_fraction")
+        for name in ("validation", "test")
+        if getattr(config, name) is None
+    }
+    given = " and ".join(f"{name} {part}" for name, part in parts.items())
+    if len(parts) == 2 and not any(parts.values()):
+        raise OptionError(
+            f"{' and '.join(parts)} are both 0, so nothing would be measured. Leave a part of the "
+            "table for one of them, or name a table with --validation or --test."
+        )
+    if sum(parts.values()) >= 1:
+        raise OptionError(f"{given} leave nothing to train on. Expected a sum below 1.")
+    if config.label_separator is not None and not config.label_separator.strip(" "):
+        raise OptionError(
+            "--label-separator is empty or a space. Expected a character such as ';'."
+        )
 
 
 def check_choices(config: Any) -> None:

@@ -176,6 +176,12 @@ def is_pretraining(path: str | Path) -> bool:
     return isinstance(values, dict) and "objective" in values
 
 
+def is_run(name: str | Path) -> bool:
+    """Whether a name is the folder of a classifier's run, rather than a model."""
+    folder = Path(name).expanduser()
+    return (folder / "config.yaml").is_file() and not is_pretraining(folder)
+
+
 def open_run_folder(
     path: str | Path, *, complete: bool = True, kind: type[Folder] = RunFolder
 ) -> Folder:

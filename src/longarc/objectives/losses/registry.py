@@ -214,7 +214,7 @@ def check_loss_options(
         try:
             loss_class(**{k: v for k, v in data.items() if k in parameters}, **options)
         except OptionError as error:
-            refusals.append(error)
+            refusals.append(OptionError(f"Loss {name}: {error}"))
         else:
             return
     raise refusals[-1]
