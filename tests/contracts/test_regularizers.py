@@ -276,7 +276,7 @@ def test_a_part_of_any_batch(fraction):
         assert len(part) == max(1, round(fraction * rows)) == len(part.unique())
 
 
-@pytest.mark.parametrize("names", itertools.permutations(["fgm", "r-drop", "flooding"]))
+@pytest.mark.parametrize("names", list(itertools.permutations(["fgm", "r-drop", "flooding"])))
 def test_terms_add_in_any_order(names):
     model, batch = make_model(dropout=0.2), make_batch()
     torch.manual_seed(1)

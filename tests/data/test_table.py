@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -344,13 +345,20 @@ def test_missing_sources(tmp_path):
     with pytest.raises(DataError, match="nor does the folder"):
         open_table(tmp_path / "no" / "tickets.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="There are no tables"):
+    with pytest.raises(DataError, match=f"There are no tables in {tmp_path / 'empty'}"):
         open_table(tmp_path / "empty" / "a.csv")
     with pytest.raises(DataError, match=r"save_to_disk.*Name a file: tickets\.csv"):
         open_table(tmp_path)
     (tmp_path / "empty" / "state.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read as a data set"):
         open_table(tmp_path / "empty")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="is a pipe or a device, and a table is read more than"):
+        open_table(tmp_path / "pipe.csv")
 
 
 def test_a_hub_id_without_connection(monkeypatch):

@@ -88,7 +88,7 @@ def open_table(source: Any, *, to_train: bool = False) -> Table:
 
 
 def refuse_missing(*sources: str | None) -> None:
-    """Raise DataError for a path to nothing, to an empty file or one of no known kind.
+    """Raise DataError for a path to no file, to an empty one or one of no known kind.
 
     Nothing is opened, so it is done before what takes seconds to load. None and what may be the id
     of a data set are passed over.
@@ -104,6 +104,11 @@ def refuse_missing(*sources: str | None) -> None:
             if named and not _suffix(path) and not path.parent.is_dir():
                 continue
             raise _missing(path)
+        if not path.is_file():
+            raise DataError(
+                f"{path} is a pipe or a device, and a table is read more than once. Write it to a "
+                "file first."
+            )
         if path.stat().st_size == 0:
             raise DataError(
                 f"{path} is empty. Expected a table with a header and at least one row."
@@ -158,7 +163,8 @@ def _missing(path: Path) -> DataError:
     if not path.parent.is_dir():
         return DataError(f"{path} does not exist, nor does the folder {path.parent}.")
     there = _tables_in(path.parent)
-    help_ = close_matches(path.name, there) if there else "There are no tables in that folder."
+    nothing = f"There are no tables in {path.parent.absolute()}."
+    help_ = close_matches(path.name, there) if there else nothing
     return DataError(f"{path} does not exist. {help_}")
 
 

@@ -212,7 +212,8 @@ def open_run_folder(
             raise RunError(f"{folder.path} is a run of longarc train, not of longarc pretrain.")
         raise RunError(
             f"{folder.path} is a run of longarc pretrain: it has an encoder and no classes. Train "
-            f"a classifier with: longarc train DATA --model {folder.model} --out runs/NAME"
+            f"a classifier with: longarc train DATA --model {shlex.quote(str(folder.model))} --out "
+            "runs/NAME"
         )
     if complete and not folder.complete:
         raise RunError(
@@ -321,11 +322,21 @@ def describe_origin(data_sha256: str, **facts: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()}-{platform.machine()}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "git": _git_commit(),
         "data_sha256": data_sha256,
         **facts,
     }
+
+
+def _program(started: Path) -> list[str]:
+    """How the program is called again that a path started.
+
+    >>> _program(Path("/usr/bin/longarc")), _program(Path("/lib/longarc/__main__.py"))
+    (['longarc'], ['python', '-m', 'longarc'])
+    """
+    is_module = started.name == "__main__.py"
+    return ["python", "-m", started.parent.name] if is_module else [started.name]
 
 
 def _git_commit() -> str | None:
