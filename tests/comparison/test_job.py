@@ -287,7 +287,7 @@ def test_the_bar_moves_with_the_steps_of_the_log(tmp_path):
     slot = Slot(tmp_path)
     slot.run.mkdir()
     told: list[tuple[float, str]] = []
-    part = _Part(slot, lambda part, remark: told.append((part, remark)), "x")
+    part = _Part(slot, lambda part, remark: told.append((part, remark)), "x", "starting")
     part.look()
     lines = [
         '{"event": "probe", "penalty": 0.01, "temperature": 1.5}',

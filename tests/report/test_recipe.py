@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from longarc.data.labels import LabelSpace
@@ -58,6 +59,16 @@ def test_the_page_shows_all_trials_and_the_chosen_one(with_recipe):
     assert "Not tried: crt (reading the training documents takes about 90 s" in page
     assert "With post-hoc, confidence assumes equally frequent classes" in page
     assert f"{tau}, temperature {record['temperature']['value']:.2f}" in model_card(run)
+
+
+def test_a_hybrid_is_called_one(run_folder, tmp_path):
+    """Its figures stand beside those of the linear baseline, which is a part of it."""
+    told = "8 times the margins of TF-IDF + linear SVM are added to the logits"
+    assert told not in write_report(run_folder).read_text(encoding="utf-8")
+    copy = Path(shutil.copytree(run_folder, tmp_path / "hybrid"))
+    config = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"hybrid": 8.0}), encoding="utf-8")
+    assert told in write_report(copy).read_text(encoding="utf-8")
 
 
 def test_without_a_recipe_nothing_is_said(run_folder):

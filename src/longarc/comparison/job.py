@@ -231,7 +231,8 @@ class _Job:
                 slot = self.folder.slot(candidate.name, seed)
                 self._prepare(slot, candidate, seed)
                 shown = candidate.name if len(seeds) == 1 else f"{candidate.name}, seed {seed}"
-                part = _Part(slot, advance, shown)
+                fits = candidate.options.get("attention") == "learned"
+                part = _Part(slot, advance, shown, "fitting its attention" if fits else "starting")
                 started = time.monotonic()
                 status = run_training(slot.path, slot.log, part.look)
                 if not slot.finished and not slot.failure.is_file():
@@ -379,8 +380,8 @@ class _Job:
 class _Part:
     """Moves the bar by what one training has done: its steps, read off its log."""
 
-    def __init__(self, slot: Slot, advance: Any, name: str):
-        self.slot, self.advance, self.name = slot, advance, name
+    def __init__(self, slot: Slot, advance: Any, name: str, first: str):
+        self.slot, self.advance, self.name, self.first = slot, advance, name, first
         self.done = 0.0
         self.steps = 0
 
@@ -388,10 +389,8 @@ class _Part:
         """Read the end of the log."""
         step = self._step()
         done = 0.1 + 0.8 * step / self.steps if self.steps else 0.0
-        remark = (
-            f"{self.name}: step {step} of {self.steps}" if self.steps else f"{self.name}: starting"
-        )
-        self.advance(max(done - self.done, 0.0), remark)
+        doing = f"step {step} of {self.steps}" if self.steps else self.first
+        self.advance(max(done - self.done, 0.0), f"{self.name}: {doing}")
         self.done = max(done, self.done)
 
     def end(self) -> None:

@@ -162,6 +162,7 @@ def _facts(run: SavedRun) -> list[tuple[str, str]]:
         ("Learning rate", _learning_rate(run)),
         ("Regularizers", _regularizers(config.get("regularizers"))),
         ("Second stage", second_stage(run)),
+        ("Hybrid", _hybrid(config.get("hybrid"))),
         ("Length limit", f"{thousands(limit)} tokens" if limit else None),
         ("Time", times),
         (
@@ -179,6 +180,17 @@ def _learning_rate(run: SavedRun) -> str | None:
     if not is_number(rate) or run.config.get("freeze"):
         return None
     return f"{rate:g}, found by a search" if "learning_rate" in run.recipe else f"{rate:g}"
+
+
+def _hybrid(factor: Any) -> str | None:
+    """What the model is besides the encoder: a reader who compares it with the baseline must know.
+
+    >>> _hybrid(8.0), _hybrid(0.0)
+    ('8 times the margins of TF-IDF + linear SVM are added to the logits', None)
+    """
+    if not is_number(factor) or not factor:
+        return None
+    return f"{factor:g} times the margins of {system_name('tfidf-svm')} are added to the logits"
 
 
 def _regularizers(chosen: Any) -> str | None:

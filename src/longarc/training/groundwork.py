@@ -165,8 +165,9 @@ class Groundwork:
         if self.reporter.console is not None:
             print_check(self.prepared.check, self.reporter.console)
         loss = "a loss to be chosen" if self.config.loss == "auto" else self.config.loss
+        added = f"hybrid {self.config.hybrid:g}, " if self.config.hybrid else ""
         self.reporter.say(
-            f"{self.config.model} ({parameters / 1e6:.1f} M parameters), {loss}, "
+            f"{self.config.model} ({parameters / 1e6:.1f} M parameters), {loss}, {added}"
             f"{self.config.max_length} tokens, {self.config.precision} on {self.args.device.type}"
         )
 
