@@ -83,10 +83,11 @@ def run(words: Sequence[str]) -> int:
     chosen = parser.parse_args(list(words))
     given = [each is not None for each in (chosen.data, chosen.text, chosen.errors)]
     asked = any(given)
+    one = "name a table of texts, or give one text with --text, or ask for --errors 3"
     if sum(given) > 1:
-        parser.error("a table, --text and --errors exclude each other: name one of them")
+        parser.error(f"{one}: one of these at a time")
     if not asked and not chosen.build_index:
-        parser.error("name a table of texts, or give one text with --text, or ask for --errors 3")
+        parser.error(one)
     if chosen.errors is not None and (chosen.label is not None or chosen.of != "logit"):
         parser.error("--errors explains margins of the class that was taken: drop --label and --of")
     if chosen.errors is not None and chosen.method == EFFECTS:
