@@ -35,6 +35,8 @@ def main() -> None:
         demo.run(["--out", str(path)])
     run = longarc.open_run(path)
     config = run.config
+    if {name: getattr(config, name) for name in demo.FULL} != demo.FULL:
+        raise SystemExit(f"{path} is no run of longarc demo as it is. Name another, or remove it.")
     columns: Any = {"text": config.text, "label": config.label}
     read, _ = read_examples(config.data, limit=config.limit, seed=config.seed, **columns)
     known = {text.strip() for text in read.texts}

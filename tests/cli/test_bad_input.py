@@ -54,6 +54,10 @@ def test_a_bad_table(longarc, tiny_model, tmp_path, name, verb):
         (["{data}", "--label", "topics"], ["topics", "topic"]),
         (["{data}", "--loss", "logit-ajusted"], ["logit-ajusted", "logit-adjusted"]),
         (["{data}", "--loss", "logit-adjusted", "--loss-options", "{{tua: 2}}"], ["tua", "tau"]),
+        (
+            ["{data}", "--loss", "focal", "--loss-options", "{{gamma: -1}}"],
+            ["Loss focal: gamma must be", "found -1"],
+        ),
         (["{data}", "--regularizers", "[[fgm]]"], ["no regularizer"]),
         (["{data}", "--regularizers", "fgn"], ["fgn", "Did you mean fgm"]),
         (["{data}", "--regularizers", "sam, {{flooding: {{levl: 1}}}}"], ["levl", "level"]),

@@ -81,6 +81,24 @@ def test_a_missing_table_costs_no_import_of_torch(tmp_path):
         assert "t.csv does not exist. Did you mean here.csv?" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("explain", "RUN", "--text", "x", "--of", "los"), "There is no measure 'los'"),
+        (("train", "TABLE", "--label-separator=", "--out", "r"), "--label-separator is empty"),
+        (
+            ("check", "TABLE", "--validation-fraction", ".6", "--test-fraction", ".6"),
+            "a sum below 1",
+        ),
+    ],
+)
+def test_what_the_folder_and_the_options_say_costs_none_either(
+    trained, tickets, tmp_path, words, said
+):
+    named = {"TABLE": tickets, "RUN": trained}
+    assert said in refused_before_torch([named.get(word, word) for word in words], tmp_path)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_verb_says_so(start, tickets, tiny_model, number):

@@ -60,6 +60,27 @@ def test_resuming_where_there_is_no_run_says_so(longarc, tmp_path, verb):
     assert f"there is no {out / 'config.yaml'}. Start it without --resume." in err
 
 
+def test_the_file_with_the_wrong_value_is_blamed(longarc, tmp_path):
+    """Files are read first, so a wrong value is found there even where another counts more."""
+    bad, good = tmp_path / "bad.yaml", tmp_path / "good.yaml"
+    bad.write_text("epochs: x\n")
+    good.write_text("epochs: 2\n")
+    for words in (
+        ("--config", bad, "--config", good),
+        ("--config", bad, "--epochs", 3),
+        ("--config", bad, "--label", "epochs"),
+    ):
+        status, _, err = longarc("train", "t.csv", "--out", "x", *words)
+        assert status == 2
+        assert err.startswith(f"longarc train: --config {bad}: --epochs is x.")
+    bad.write_text("learning_rate: fast\n")
+    status, _, err = longarc("train", "t.csv", "--config", bad)
+    assert err.startswith(f"longarc train: --config {bad}: --learning-rate cannot be read")
+    bad.write_text("config: null\nepochs: x\n")
+    status, _, err = longarc("train", "t.csv", "--config", bad)
+    assert "--epochs is x" in err
+
+
 def test_a_typed_option_is_not_blamed_on_the_file(longarc, options_file):
     status, _, err = longarc("train", "--config", options_file, "--epochs", "x")
     assert status == 2
@@ -97,6 +118,7 @@ def test_another_run_is_never_replaced_by_a_word_order(longarc, trained, tickets
         (b"- 1\n", "it holds no options. Expected lines such as 'epochs: 3'."),
         (b"", "it holds no options."),
         (b"epohcs: 3", "FILE: no option --epohcs. Did you mean --epochs"),
+        (b"foo:\n  bar: 1", "FILE: no option --foo.bar."),
         (b"epochs: x", "FILE: --epochs is x. Expected a number"),
         (b"config: b.yaml", "it names another file, config. Copy that one's options into it."),
     ],

@@ -43,6 +43,20 @@ def test_every_text_is_escaped(entry, tmp_path):
     assert "document 1" in page
 
 
+def test_what_came_after_the_training_is_no_documents(entry, tmp_path):
+    """A hybrid's linear classifier learned from the documents, too, and is not divided."""
+    entry |= {"supporting": [], "opposing": []}
+    assert "after the training" in [bar["name"] for bar in bars(entry)]
+    page = write_explanations(tmp_path / "e.html", [entry], title="T").read_text()
+    assert "+0.300 came after the training" in page
+    assert "No document moved the encoder" in page
+    page = write_explanations(
+        tmp_path / "e.html", [entry | {"afterwards": 0.0}], title="T"
+    ).read_text()
+    assert "after the training," not in page
+    assert "No document moved it" in page
+
+
 def test_another_kind_of_file_is_refused(entry, tmp_path):
     with pytest.raises(OptionError, match=r"e\.html"):
         write_explanations(tmp_path / "e.pdf", [entry], title="T")

@@ -64,11 +64,15 @@ def test_the_page_shows_all_trials_and_the_chosen_one(with_recipe):
 def test_a_hybrid_is_called_one(run_folder, tmp_path):
     """Its figures stand beside those of the linear baseline, which is a part of it."""
     told = "8 times the margins of TF-IDF + linear SVM are added to the logits"
-    assert told not in write_report(run_folder).read_text(encoding="utf-8")
+    page = write_report(run_folder).read_text(encoding="utf-8")
+    assert told not in page
+    assert "of the encoder alone" not in page
     copy = Path(shutil.copytree(run_folder, tmp_path / "hybrid"))
     config = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
     (copy / "config.yaml").write_text(yaml.safe_dump(config | {"hybrid": 8.0}), encoding="utf-8")
-    assert told in write_report(copy).read_text(encoding="utf-8")
+    page = write_report(copy).read_text(encoding="utf-8")
+    assert told in page
+    assert "quality on the validation split of the encoder alone, without the linear" in page
 
 
 def test_without_a_recipe_nothing_is_said(run_folder):

@@ -19,7 +19,7 @@ from longarc.attribution.index.build import Progress, build_index
 from longarc.attribution.kernel_machine import KernelMachine
 from longarc.attribution.query import Query, measure
 from longarc.attribution.sweep import explain
-from longarc.errors import OptionError, RunError, close_matches
+from longarc.errors import OptionError, close_matches
 from longarc.objectives.losses.registry import build_loss
 from longarc.objectives.regularizers.changed_loss import ChangedLoss
 from longarc.objectives.regularizers.registry import build_regularizers
@@ -256,10 +256,5 @@ def _loss(folder: RunFolder, documents: int) -> Loss:
 
 
 def _path(folder: RunFolder) -> RecordedPath:
-    if not folder.recorded.is_dir():
-        raise RunError(
-            f"the run in {folder.path} recorded no training path, so nothing is known of how its "
-            "documents made its predictions. Train it again with the path: longarc train "
-            f"--config {folder.config_file} --record-path --out {folder.path}-recorded"
-        )
+    folder.refuse_unrecorded()
     return RecordedPath(folder.recorded)

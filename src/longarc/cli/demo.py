@@ -18,7 +18,7 @@ from longarc.training.config import TrainConfig
 FULL: dict[str, Any] = {
     "limit": 3200,
     "validation_fraction": 0.12,
-    "test_fraction": 0.31,  # two systems as near as these are not told apart by fewer documents
+    "test_fraction": 0.31,  # two systems as near as these are hard to tell apart
     "max_length": 128,
     "epochs": 3,
     "head_start": "scratch",

@@ -10,7 +10,7 @@ from longarc.cli.parser import Parser, as_typed
 from longarc.data.table import refuse_missing
 from longarc.files import check_page, check_place, check_unused
 from longarc.options import check_whole
-from longarc.training.run_folder import is_run
+from longarc.training.run_folder import is_run, open_run_folder
 
 
 def run(words: Sequence[str]) -> int:
@@ -54,6 +54,8 @@ def run(words: Sequence[str]) -> int:
     if chosen.max_length is not None:
         check_whole("--max-length", chosen.max_length, at_least=2)
     of_run = is_run(chosen.model)
+    if of_run:
+        open_run_folder(chosen.model)
     out = None if chosen.out is None else check_page(chosen.out)
     if out is not None:
         check_unused(out, overwrite=chosen.overwrite)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longarc.attribution.explanation import MEASURES, METHODS
 from longarc.cli.parser import Parser, as_typed
 from longarc.data.table import refuse_missing
 from longarc.data.table_writer import check_writable
@@ -41,7 +42,7 @@ def run(words: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--rows", type=int, default=None,
-        help="rows of the table, the first; all share one replay; default: 16",
+        help="explain so many rows of the table, from its first; all share one replay; default: 16",
     )  # fmt: skip
     parser.add_argument(
         "--label", type=as_typed, default=None, help="class to explain; default: the prediction"
@@ -132,8 +133,6 @@ def run(words: Sequence[str]) -> int:
 
 def _check(chosen: Any) -> None:
     """Complete the options that have no value yet; OptionError for what does not go together."""
-    from longarc.attribution.explanation import MEASURES, METHODS
-
     check_choice("method", chosen.method, (*METHODS, EFFECTS))
     check_choice("measure", chosen.of, MEASURES)
     check_whole("--top", chosen.top, at_least=1)
@@ -313,7 +312,10 @@ def _show(row: dict[str, Any], console: Any) -> None:
     else:
         _show_sum(row, say)
     if not row["supporting"] and not row["opposing"]:
-        say("  no document moved it: the model that was kept is the one before the first step")
+        moved = "the encoder" if row["afterwards"] else "it"
+        say(
+            f"  no document moved {moved}: the model that was kept is the one before the first step"
+        )
     for title, side in (("raised it", "supporting"), ("lowered it", "opposing")):
         if row[side]:
             say(f"  {title}")
@@ -329,6 +331,11 @@ def _show_sum(row: dict[str, Any], say: Any) -> None:
         + (f", {row['afterwards']:+.3f} after the training" if row["afterwards"] else "")
         + f", {row['residual']:+.1e} residual: {row['final']:.3f}"
     )
+    if row["afterwards"]:
+        say(
+            "  after the training: a second stage, a temperature or a hybrid's linear classifier, "
+            "which is not divided among documents"
+        )
     if row["method"] == "indexed":
         say(
             f"  estimated at few checkpoints; sampling error of the sum {row['sampling_error']:.1e}"

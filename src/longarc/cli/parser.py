@@ -44,8 +44,10 @@ class Parser(jsonargparse.ArgumentParser):
             allow_abbrev=False,  # what is typed is printed again, for other verbs to read
         )
         self.hints = hints or {}
-        self.origins: dict[str, str] = {}
-        """The ``--config`` file of each option that is not typed."""
+        self.files: list[tuple[str, dict[str, Any]]] = []
+        """The ``--config`` files and their options, for errors to name the file."""
+        self.typed: set[str] = set()
+        """The options that are typed, which count more than the files'."""
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kept: Any) -> Any:
         """Parse, a ``--config`` file before all else: what is typed counts more, wherever it is."""
@@ -55,11 +57,10 @@ class Parser(jsonargparse.ArgumentParser):
             files, words = _apart(words, needing)
             for file in files:
                 try:
-                    self.origins |= dict.fromkeys(_options_in(file), file)
+                    self.files.append((file, _options_in(file)))
                 except OptionError as problem:
                     self.error(f"--config {file}: {problem}")
-            for word in words:
-                self.origins.pop(word.split("=")[0].removeprefix("--").replace("-", "_"), None)
+            self.typed = {word.split("=")[0] for word in words if word.startswith("--")}
             words = [*(word for file in files for word in ("--config", file)), *words]
         return super().parse_args(words, *others, **kept)
 
@@ -71,7 +72,7 @@ class Parser(jsonargparse.ArgumentParser):
         if unknown or in_file:
             known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
             name = unknown[1] if unknown else f"--{in_file[1].replace('_', '-')}" if in_file else ""
-            origin = self._origin_of(in_file[1]) if in_file else ""
+            origin = self._origin_of(in_file[1].split(".")[0]) if in_file else ""
             message = f"no option {name}. {self.hints.get(name) or near(name, known)}"
         wrong = re.search(r"Parser key \"(\w+)\":", message)
         if wrong and (action := self._action_of(wrong[1])):
@@ -82,7 +83,7 @@ class Parser(jsonargparse.ArgumentParser):
             kind = next((kinds[k] for k in (hint, *get_args(hint)) if k in kinds), "")
             chosen = action.choices or "Literal" in str(getattr(action, "_typehint", ""))
             kind = f"one of {self._choices_of(action)}" if chosen else kind
-            origin = self._origin_of(wrong[1])
+            origin = self._origin_of(wrong[1], given[1].rstrip(".") if given else None)
             message = f"{self._called(wrong[1])}{found}.{_expected(action, kind)}"
         elif unread := re.search(r"argument --([\w-]+): invalid as_\w+ value: (.*)", message):
             action = self._action_of(unread[1].replace("-", "_"))
@@ -101,9 +102,18 @@ class Parser(jsonargparse.ArgumentParser):
             if action.dest in names:
                 action.help = argparse.SUPPRESS
 
-    def _origin_of(self, option: str) -> str:
-        """The ``--config`` file that an option is from, for the start of an error; else nothing."""
-        return f"--config {self.origins[option]}: " if option in self.origins else ""
+    def _origin_of(self, option: str, value: str | None = None) -> str:
+        """The ``--config`` file that an option is from, for the start of an error; else nothing.
+
+        A file is read before what is typed and what later files say, so its value is found wrong
+        even where that counts more: the file is known by the value, if the error has one.
+        """
+        for file, options in self.files:
+            if option in options and (
+                str(options[option]) == value if value else self._called(option) not in self.typed
+            ):
+                return f"--config {file}: "
+        return ""
 
     def _action_of(self, name: str) -> argparse.Action | None:
         return next((a for a in self._actions if a.dest == name), None)
@@ -245,7 +255,7 @@ def _options_in(file: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         there = "it holds no options. Expected lines such as 'epochs: 3'."
         raise OptionError(there if path.exists() else f"there is no such file. {expected}")
-    if "config" in found:
+    if found.get("config") is not None:
         raise OptionError("it names another file, config. Copy that one's options into it.")
     return found
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from longarc.cli.parser import Parser, as_typed
-from longarc.data.table import refuse_missing
 from longarc.studies.registry import QUICKLY, STUDIES, run_study
 
 
@@ -47,7 +46,6 @@ def run(words: Sequence[str]) -> int:
             for line in _lines(name, said):
                 console.print(line, markup=False, soft_wrap=True)
         return 0
-    refuse_missing(*(chosen.tables or ()))
     out = chosen.out or str(Path("studies", chosen.name))
     result = run_study(
         chosen.name,

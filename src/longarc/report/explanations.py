@@ -80,7 +80,7 @@ def bars(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts.append(("weight decay", entry["decay"]))
     for key, name in (
         ("elsewhere", "other parameters"),
-        ("afterwards", "the second stage"),
+        ("afterwards", "after the training"),
     ):
         if entry[key]:
             parts.append((name, entry[key]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longarc.data.table import refuse_missing
 from longarc.errors import OptionError, close_matches
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def run_study(
         raise OptionError(
             f"The study {name!r} takes no tables: leave them out. Known to: {', '.join(takers)}."
         )
+    refuse_missing(*map(str, tables or ()))
     from longarc.studies.study import refuse_existing, write_study
 
     folder = Path("studies", name) if out is None else Path(out).expanduser()

@@ -106,9 +106,10 @@ class _Job(Groundwork):
                 raise Interrupted(f"{stopped} {self._how_to_resume()}") from None
         if best == 0 and self.config.epochs:
             start = "linear probe" if self.config.head_start == "probe" else "random start"
+            hybrid = ", to whose logits the hybrid adds" if self.config.hybrid else ""
             self.reporter.say(
-                f"training did not beat the {start} on the validation split: the {start} was kept. "
-                "Try another --learning-rate, more --epochs or more data."
+                f"training did not beat the {start} on the validation split: the {start} was "
+                f"kept{hybrid}. Try another --learning-rate, more --epochs or more data."
             )
 
     def _second_stage(self) -> None:

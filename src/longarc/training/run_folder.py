@@ -109,6 +109,16 @@ class RunFolder:
         """Predictions that were explained for the report; absent before ``explain --errors``."""
         return self.path / "explanations.json"
 
+    def refuse_unrecorded(self) -> None:
+        """Raise RunError if the run kept no training path, which explanations are made from."""
+        if not self.recorded.is_dir():
+            raise RunError(
+                f"the run in {self.path} recorded no training path, so nothing is known of how its "
+                "documents made its predictions. Train it again with the path: longarc train "
+                f"--config {shlex.quote(str(self.config_file))} --record-path --out "
+                + shlex.quote(f"{self.path}-recorded")
+            )
+
     def config(self) -> Any:
         """The options of the run, defaults of a newer version filled in."""
         values = self._values()
@@ -330,12 +340,12 @@ def describe_origin(data_sha256: str, **facts: Any) -> dict[str, Any]:
 
 
 def _program(started: Path) -> list[str]:
-    """How the program is called again that a path started.
+    """How the program is called again that a path started; a launcher such as torchrun is unknown.
 
     >>> _program(Path("/usr/bin/longarc")), _program(Path("/lib/longarc/__main__.py"))
     (['longarc'], ['python', '-m', 'longarc'])
     """
-    is_module = started.name == "__main__.py"
+    is_module = started.name == "__main__.py" and started.parent.name
     return ["python", "-m", started.parent.name] if is_module else [started.name]
 
 
